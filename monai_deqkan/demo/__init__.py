@@ -1,0 +1,1 @@
+"""The demonstration: all three bundles on sample data."""

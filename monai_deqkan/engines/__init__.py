@@ -1,0 +1,1 @@
+"""Parts of MONAI's trainers and evaluators."""

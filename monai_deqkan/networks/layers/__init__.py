@@ -1,0 +1,1 @@
+"""Layers without knowledge of the task."""

@@ -1,0 +1,1 @@
+"""Whole networks with MONAI's constructor words."""

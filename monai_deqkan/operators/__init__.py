@@ -1,0 +1,1 @@
+"""Linear forward models of MRI."""

@@ -1,0 +1,1 @@
+"""Find z with z = f(z), or x with A x = b."""

@@ -1,0 +1,1 @@
+"""Conformance checks that any plug-in can run."""

@@ -1,0 +1,1 @@
+"""Transforms in MONAI's array and dictionary forms."""

@@ -1,0 +1,1 @@
+"""Reading images of any common format."""

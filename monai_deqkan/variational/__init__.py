@@ -1,0 +1,1 @@
+"""Reconstruction without learning: the start of an equilibrium, and its rivals."""
