@@ -1,0 +1,97 @@
+"""What a solve returns, and how it says that it failed."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+__all__ = ["ConvergenceError", "ConvergenceWarning", "Solution", "SolveStatistics", "SolveStatus", "State"]
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class SolveStatus(IntEnum):
+    """How the solve of one sample ended."""
+
+    CONVERGED = 0
+    """The residual reached the tolerance."""
+    MAX_ITER = 1
+    """The evaluations were used up first."""
+    NON_FINITE = 2
+    """An iterate became NaN or infinite; the best finite iterate is returned."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Some samples of a solve did not reach the tolerance."""
+
+
+class ConvergenceError(RuntimeError):
+    """Some samples of a solve did not reach the tolerance, and ``on_failure`` is ``"raise"``."""
+
+
+@dataclass(frozen=True)
+class SolveStatistics:
+    """How a solve went, per sample; all tensors are detached and live on the state's device.
+
+    Attributes:
+        status: :class:`SolveStatus` values, shape ``(B,)``.
+        evaluations: number of evaluations of ``f`` (of ``A`` in a linear solve) spent, shape ``(B,)``.
+        residual: root mean square of ``f(z) - z`` (of ``b - A x``) at the returned iterate, shape ``(B,)``,
+            in the unit of the state; NaN where nothing was evaluated.
+        relative_residual: the residual over the root mean square of ``f(z)`` (of ``b``), shape ``(B,)``, dimensionless.
+        history: relative residual of each evaluation, shape ``(evaluations, B)``; NaN after a sample has stopped.
+    """
+
+    status: Tensor
+    evaluations: Tensor
+    residual: Tensor
+    relative_residual: Tensor
+    history: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each sample reached the tolerance, bool of shape ``(B,)``."""
+        return self.status == SolveStatus.CONVERGED
+
+    def report_failure(self, on_failure: str, what: str) -> None:
+        """Warn, raise or stay silent about samples that did not converge, as ``on_failure`` says.
+
+        Raises:
+            ConvergenceError: if ``on_failure`` is ``"raise"`` and a sample did not converge.
+        """
+        if on_failure == "ignore" or bool(self.converged.all()):
+            return
+        num_failed = int((~self.converged).sum())
+        num_broken = int((self.status == SolveStatus.NON_FINITE).sum())
+        worst = float(torch.nan_to_num(self.relative_residual[~self.converged], nan=float("inf")).max())
+        message = (
+            f"{what}: {num_failed} of {self.status.numel()} samples did not converge within "
+            f"{int(self.evaluations.max())} evaluations ({num_broken} of them became NaN or infinite); the largest "
+            f"relative residual is {worst:.2e}. Raise `max_iter`, loosen `rtol`, or check that the map contracts."
+        )
+        if on_failure == "raise":
+            raise ConvergenceError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solution and how it was reached.
+
+    Attributes:
+        z: the solution, of the shape and dtype of the start: where converged the first iterate that met the tolerance,
+            elsewhere the finite iterate of the smallest residual.
+        stats: statistics per sample.
+    """
+
+    z: State
+    stats: SolveStatistics
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each sample reached the tolerance, bool of shape ``(B,)``."""
+        return self.stats.converged
