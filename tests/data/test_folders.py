@@ -1,0 +1,201 @@
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_deqkan.data import (
+    class_names,
+    classification_items,
+    hold_out,
+    image_files,
+    mask_values,
+    segmentation_items,
+)
+
+
+def save_png(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(path)
+
+
+def save_mask(path: Path, values: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.resize(np.array(values, np.uint8), (4, 4))).save(path)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for part, count in (("train", 10), ("val", 2), ("test", 3)):
+        for name in ("sick", "healthy"):
+            for index in range(count):
+                save_png(tmp_path / part / name / f"{index}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for index in range(10):
+        save_png(tmp_path / "train" / "images" / f"{index}.png")
+        save_mask(tmp_path / "train" / "masks" / f"{index}.png", [0, 85, 255] if index == 7 else [0, 170])
+    return tmp_path
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    folder.rmdir()
+
+
+def test_hold_out_splits_without_overlap_and_repeats() -> None:
+    items = list(range(50))
+    train, val = hold_out(items, "train", seed=3), hold_out(items, "val", seed=3)
+    assert sorted(train + val) == items
+    assert len(val) == 10
+    assert val == hold_out(items, "val", seed=3) != hold_out(items, "val", seed=4)
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(2, 0.01), (2, 0.99), (3, 0.2)])
+def test_hold_out_leaves_one_on_each_side(count: int, fraction: float) -> None:
+    assert {len(hold_out(range(count), part, fraction=fraction)) for part in ("train", "val")} == {1, count - 1}
+
+
+def test_hold_out_refuses_a_single_item() -> None:
+    with pytest.raises(ValueError, match=r"at least 2 items; got 1"):
+        hold_out(["a"], "val")
+
+
+def test_classification_lists_every_image_of_a_part_with_its_label(classes: Path) -> None:
+    for clutter in ("Thumbs.db", ".DS_Store", "README.md", "labels.csv", ".hidden.png"):
+        (classes / "train" / "sick" / clutter).write_text("x")
+    (classes / "train" / ".cache").mkdir()
+    assert class_names(classes) == ["healthy", "sick"]
+    items = classification_items(classes, "train")
+    assert [item["label"] for item in items] == [0] * 10 + [1] * 10
+    assert all(Path(item["image"]).parent.name == class_names(classes)[item["label"]] for item in items)
+    assert len(classification_items(classes, "evaluate")) == 6
+    remove(classes / "test")
+    assert classification_items(classes, "evaluate") == classification_items(classes, "val")
+
+
+def test_classification_takes_labels_in_the_order_of_a_trained_model(classes: Path) -> None:
+    remove(classes / "train")
+    items = classification_items(classes, "evaluate", class_names=["sick", "healthy"])
+    assert [Path(item["image"]).parent.name for item in items] == ["sick"] * 3 + ["healthy"] * 3
+
+
+def test_without_val_a_fifth_of_each_class_is_held_out_and_said_once(
+    classes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remove(classes / "val")
+    with caplog.at_level(logging.INFO):
+        train, val = classification_items(classes, "train", 5), classification_items(classes, "val", 5)
+    assert [item["label"] for item in val] == [0, 0, 1, 1]
+    assert not {item["image"] for item in train} & {item["image"] for item in val}
+    assert len(train) == 16
+    assert [record.message for record in caplog.records] == [
+        f"No folder 'val' in {classes}: 4 items of 'train' are held out for validation."
+    ]
+
+
+def test_classification_errors_show_the_layout(classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        classification_items(tmp_path / "nowhere", "train")
+    with pytest.raises(ValueError, match="must be one of train, val, evaluate"):
+        classification_items(classes, "test")
+    with pytest.raises(FileNotFoundError, match=r"folder 'train'.*Expected layout"):
+        classification_items(classes / "train", "train")
+    save_png(classes / "test" / "unsure" / "0.png")
+    with pytest.raises(ValueError, match=r"unknown \['unsure'\].*Expected layout"):
+        classification_items(classes, "evaluate")
+    remove(classes / "val" / "sick")
+    with pytest.raises(ValueError, match=r"missing \['sick'\].*Expected layout"):
+        classification_items(classes, "val")
+    for file in (classes / "train" / "sick").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"sick must hold at least one image; got 0.*Expected layout"):
+        classification_items(classes, "train")
+    remove(classes / "train" / "sick")
+    with pytest.raises(ValueError, match=r"at least 2 class folders.*Expected layout"):
+        class_names(classes)
+
+
+def test_segmentation_pairs_files_of_the_same_name(pairs: Path) -> None:
+    images, masks = pairs / "test" / "images", pairs / "test" / "masks"
+    save_mask(masks / "a.png", [0, 170])
+    save_png(images / "a.jpg")
+    for folder in (images, masks):
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), folder / "b.1.nii.gz")
+    items = segmentation_items(pairs, "evaluate")
+    assert [(Path(item["image"]).name, Path(item["label"]).name) for item in items] == [
+        ("a.jpg", "a.png"),
+        ("b.1.nii.gz", "b.1.nii.gz"),
+    ]
+    assert len(segmentation_items(pairs, "train")) == 8
+    assert len(segmentation_items(pairs, "val")) == 2
+
+
+def test_segmentation_names_what_does_not_match(pairs: Path) -> None:
+    folder = pairs / "train"
+    save_png(folder / "images" / "3.jpg")
+    with pytest.raises(ValueError, match=r"images: each name may come once.* 3 come twice"):
+        segmentation_items(pairs, "train")
+    (folder / "images" / "3.jpg").unlink()
+    for index in range(6):
+        (folder / "masks" / f"{index}.png").unlink()
+    with pytest.raises(ValueError, match=r"0, 1, 2, 3, 4 and 1 more have none.*Expected layout"):
+        segmentation_items(pairs, "train")
+    for file in (folder / "images").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"each mask must have an image.* 6, 7, 8, 9 have none"):
+        segmentation_items(pairs, "train")
+    remove(folder / "masks")
+    with pytest.raises(FileNotFoundError, match=r"folder 'masks'.*Expected layout"):
+        segmentation_items(pairs, "train")
+
+
+def test_mask_values_are_those_of_all_training_masks(pairs: Path) -> None:
+    assert mask_values(pairs) == [0, 85, 170, 255]
+
+
+def test_mask_values_refuses_what_is_no_label_map(pairs: Path) -> None:
+    masks = pairs / "train" / "masks"
+    nib.save(nib.Nifti1Image(np.array([[[0.0, 0.5]]]), np.eye(4)), masks / "p.nii")
+    save_png(pairs / "train" / "images" / "p.png")
+    with pytest.raises(ValueError, match=r"p\.nii holds 2 distinct values such as 0, 0\.5.*Threshold"):
+        mask_values(pairs)
+    (masks / "p.nii").unlink()
+    save_mask(masks / "p.png", list(range(16)))
+    for index in range(10):
+        save_mask(masks / f"{index}.png", list(range(16 * index, 16 * index + 16)))
+    with pytest.raises(ValueError, match="at most 64 distinct values"):
+        mask_values(pairs)
+
+
+def test_mask_values_refuses_lossy_masks(pairs: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2, (16, 16), np.uint8) * 255
+    Image.fromarray(pixels).save(pairs / "train" / "masks" / "p.jpg")
+    save_png(pairs / "train" / "images" / "p.png")
+    with pytest.raises(ValueError, match="JPEG changes the values"):
+        mask_values(pairs)
+
+
+def test_mask_values_refuses_empty_masks(tmp_path: Path) -> None:
+    save_png(tmp_path / "train" / "images" / "a.png")
+    save_png(tmp_path / "train" / "masks" / "a.png")
+    with pytest.raises(ValueError, match=r"at least two values.*\[0\]"):
+        mask_values(tmp_path)
+
+
+def test_image_files_looks_below_and_knows_dicom_by_content(tmp_path: Path) -> None:
+    save_png(tmp_path / "b.png")
+    save_png(tmp_path / "deep" / "er" / "A.PNG")
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "notes.txt").write_text("x")
+    save_png(tmp_path / ".trash" / "c.png")
+    found = [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)]
+    assert found == ["IM0001", "b.png", "deep/er/A.PNG"]
+    with pytest.raises(ValueError, match=r"No image was found below .*\.nii\.gz"):
+        image_files((tmp_path / "empty").mkdir() or tmp_path / "empty")
