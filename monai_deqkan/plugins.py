@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         base: class that every entry must derive from.
     """
 
-    def __init__(self, group: str, kind: str, base: type[T]) -> None:
+    def __init__(self, group: str, kind: str, base: Any) -> None:
         self.group = group
         self.kind = kind
         self.base = base

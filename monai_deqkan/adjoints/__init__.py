@@ -1,1 +1,7 @@
 """How gradients get through a solve."""
+
+from monai_deqkan.adjoints.base import ADJOINTS, Adjoint
+from monai_deqkan.adjoints.implicit import ImplicitAdjoint
+from monai_deqkan.adjoints.unrolled import UnrolledAdjoint
+
+__all__ = ["ADJOINTS", "Adjoint", "ImplicitAdjoint", "UnrolledAdjoint"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_shape, check_tensor
+from monai_deqkan._checks import check_tensor
 from monai_deqkan.solvers.base import FixedPointSolver, LinearSolver
 from monai_deqkan.solvers.recorder import SolveRecorder, open_recorders
 from monai_deqkan.solvers.solution import Solution, SolveStatistics, SolveStatus, State
@@ -56,7 +56,8 @@ def solve_fixed_point(
 
     Args:
         f: map that treats samples independently and keeps shapes.
-        z0: start, a real or complex tensor ``(B, *)`` or a tuple of such tensors. Iterates are kept in float32 at least.
+        z0: start, a real or complex tensor ``(B, *)`` or a tuple of such tensors; iterates are kept in float32
+            at least.
         solver: the method and its settings.
         x: per-sample data handed on to ``f`` (see :func:`take`), or None: then ``f`` is called with ``z`` alone.
         kind: what a :class:`SolveRecorder` files this solve under.
