@@ -9,7 +9,8 @@ from monai_deqkan._checks import check_spatial_dims, check_tensor
 from monai_deqkan.operators.base import LinearOperator
 from monai_deqkan.operators.coils import CoilOperator
 from monai_deqkan.operators.fourier import FourierOperator
-from monai_deqkan.operators.sampling import SamplingOperator
+from monai_deqkan.operators.sampling import SamplingOperator, infer_mask
+from monai_deqkan.operators.sensitivity import estimate_sensitivity_maps
 
 __all__ = ["MRIOperator"]
 
@@ -45,6 +46,32 @@ class MRIOperator(LinearOperator):
         self._sampling = SamplingOperator(mask)
         self._fourier = FourierOperator(self.spatial_dims)
         self._coils = CoilOperator(sensitivity_maps)
+
+    @classmethod
+    def from_kspace(
+        cls,
+        kspace: Tensor,
+        mask: Tensor | None = None,
+        sensitivity_maps: Tensor | None = None,
+        *,
+        spatial_dims: int = 2,
+    ) -> MRIOperator:
+        """Build the operator of measured k-space; what is not given is found from it.
+
+        Args:
+            kspace: complex, zero where nothing was measured, shape ``(B, K, *space)``.
+            mask: as for the class; None infers it, see :func:`infer_mask`.
+            sensitivity_maps: as for the class; None estimates them, see :func:`estimate_sensitivity_maps`.
+            spatial_dims: number of spatial axes, 2 or 3.
+
+        Raises:
+            ValueError: if a sample is zero everywhere and no mask is given, or shapes disagree.
+        """
+        if mask is None:
+            mask = infer_mask(kspace, spatial_dims)
+        if sensitivity_maps is None:
+            sensitivity_maps = estimate_sensitivity_maps(kspace, mask, spatial_dims=spatial_dims)
+        return cls(mask, sensitivity_maps, spatial_dims=spatial_dims)
 
     @property
     def mask(self) -> Tensor:
