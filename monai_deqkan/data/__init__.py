@@ -1,5 +1,6 @@
 """Data sets: samples, folders, fastMRI files."""
 
+from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_slices, write_kspace
 from monai_deqkan.data.folders import (
     class_names,
     classification_items,
@@ -12,8 +13,12 @@ from monai_deqkan.data.folders import (
 __all__ = [
     "class_names",
     "classification_items",
+    "find_kspace_files",
     "hold_out",
     "image_files",
+    "kspace_items",
+    "kspace_slices",
     "mask_values",
     "segmentation_items",
+    "write_kspace",
 ]

@@ -1,0 +1,327 @@
+"""Transforms of the k-space of one slice or volume, without batch axis: ``(K, *space)`` with coils ``K``.
+
+The chain of a training item: :class:`LoadKspaceSlice`, :class:`CropCoilImages` (optional), :class:`ReferenceImage`
+(from the full data), :class:`UndersampleKspace`, :class:`NormalizeKspace`, :class:`EstimateSensitivityMaps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from monai.transforms.transform import RandomizableTransform, Transform
+from torch import Tensor
+
+from monai_deqkan._checks import check_choice, check_finite, check_int, check_range, check_tensor
+from monai_deqkan._complex import channels_to_complex, complex_to_channels
+from monai_deqkan.operators import (
+    CoilOperator,
+    FourierOperator,
+    equispaced_mask,
+    estimate_sensitivity_maps,
+    random_mask,
+)
+
+__all__ = [
+    "CropCoilImages",
+    "EstimateSensitivityMaps",
+    "ImageMagnitude",
+    "LoadKspaceSlice",
+    "NormalizeKspace",
+    "ReferenceImage",
+    "UndersampleKspace",
+    "kspace_file_shape",
+]
+
+_MASKS = {"equispaced": equispaced_mask, "random": random_mask}
+
+
+def kspace_file_shape(path: str | Path) -> tuple[int, int, int, int]:
+    """Return the shape ``(slices, K, H, W)`` of the k-space in an HDF5 file, without reading it.
+
+    Args:
+        path: a file with a complex data set ``kspace``, ``(slices, K, H, W)`` or, single-coil, ``(slices, H, W)``.
+
+    Raises:
+        OSError: if the file cannot be read as HDF5.
+        ValueError: if it has no such data set.
+    """
+    with h5py.File(path, "r") as file:
+        return _dataset_shape(file, path)
+
+
+def _dataset_shape(file: h5py.File, path: str | Path) -> tuple[int, int, int, int]:
+    dataset = file.get("kspace")
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{path} must hold a data set 'kspace'; it holds {sorted(file)}. Is it fastMRI's layout?")
+    if not np.issubdtype(dataset.dtype, np.complexfloating):
+        raise ValueError(f"'kspace' in {path} must be complex; got {dataset.dtype}.")
+    if dataset.ndim not in (3, 4) or 0 in dataset.shape:
+        raise ValueError(
+            f"'kspace' in {path} must have shape (slices, coils, H, W), or (slices, H, W) for a single coil; got "
+            f"{dataset.shape}. Add the missing axis."
+        )
+    slices, *rest = dataset.shape
+    height, width = rest[-2:]
+    return slices, rest[0] if len(rest) == 3 else 1, height, width
+
+
+class LoadKspaceSlice(Transform):
+    """Read the k-space of one slice from an HDF5 file in fastMRI's layout; nothing else is read.
+
+    Example:
+        >>> LoadKspaceSlice()("missing.h5", 0)
+        Traceback (most recent call last):
+        FileNotFoundError: ...
+    """
+
+    def __call__(self, path: str | Path, index: int = 0) -> Tensor:
+        """Read a slice.
+
+        Args:
+            path: a file as for :func:`kspace_file_shape`.
+            index: which slice, from 0.
+
+        Returns:
+            Complex64 in the file's unit, shape ``(K, H, W)``; ``K`` is 1 for single-coil files.
+
+        Raises:
+            OSError: if the file is missing or cannot be read as HDF5.
+            ValueError: if its k-space has another rank or type or is not finite, or there is no such slice.
+        """
+        with h5py.File(path, "r") as file:
+            slices, coils, height, width = _dataset_shape(file, path)
+            if not 0 <= int(index) < slices:
+                raise ValueError(f"{path} has slices 0 to {slices - 1}; got {index}.")
+            data = np.asarray(file["kspace"][int(index)], dtype=np.complex64)
+        kspace = torch.from_numpy(data).reshape(coils, height, width)
+        check_finite(f"kspace of slice {index} in {path}", kspace, "Remove the slice, or repair the file.")
+        return kspace
+
+
+class CropCoilImages(Transform):
+    """Crop the field of view: transform k-space to coil images, keep their centre, and transform back.
+
+    It is no crop of k-space: the pixel size stays. It comes before :class:`UndersampleKspace`, since a crop along an
+    undersampled axis would fill the missing lines. fastMRI's readout is oversampled twice; this removes it.
+
+    Args:
+        spatial_size: pixels to keep per axis; -1, or an axis that is already smaller, leaves it as it is.
+    """
+
+    def __init__(self, spatial_size: Sequence[int]) -> None:
+        self.spatial_size = tuple(-1 if size == -1 else check_int("spatial_size", size) for size in spatial_size)
+
+    def __call__(self, kspace: Tensor) -> Tensor:
+        """Crop k-space ``(K, *space)`` to ``(K, *spatial_size)``.
+
+        Raises:
+            ValueError: if the number of axes differs, or lines are missing along a phase encoding that is cropped.
+        """
+        _check_kspace(kspace)
+        if kspace.ndim != len(self.spatial_size) + 1:
+            raise ValueError(f"`spatial_size` {self.spatial_size} does not fit k-space of shape {tuple(kspace.shape)}.")
+        for axis, size in enumerate(self.spatial_size[1:], start=2):
+            if 0 < size < kspace.shape[axis] and _has_gaps(kspace, axis):
+                raise ValueError(
+                    f"CropCoilImages cannot crop along axis {axis}, where lines of k-space are missing. Crop before "
+                    "undersampling, or set its `spatial_size` to -1."
+                )
+        fourier = FourierOperator(len(self.spatial_size))
+        images = fourier.adjoint(kspace)
+        for axis, size in enumerate(self.spatial_size, start=1):
+            full = images.shape[axis]
+            if 0 < size < full:
+                # The centre, index n // 2, stays the centre.
+                images = images.narrow(axis, full // 2 - size // 2, size)
+        return fourier(images)
+
+
+class UndersampleKspace(RandomizableTransform):
+    """Keep only the lines of a Cartesian mask along the last axis.
+
+    Args:
+        accelerations: one value, or several of which each call draws one; lines per measured line, centre included.
+        center_fractions: share of lines in the fully sampled centre, as many values; drawn as a pair.
+        pattern: ``"equispaced"`` (:func:`equispaced_mask`) or ``"random"`` (:func:`random_mask`).
+    """
+
+    def __init__(
+        self,
+        accelerations: float | Sequence[float] = 4.0,
+        center_fractions: float | Sequence[float] = 0.08,
+        *,
+        pattern: str = "equispaced",
+    ) -> None:
+        super().__init__(prob=1.0)
+        self.accelerations = _as_tuple(accelerations)
+        self.center_fractions = _as_tuple(center_fractions)
+        if len(self.accelerations) != len(self.center_fractions) or not self.accelerations:
+            raise ValueError(
+                "`accelerations` and `center_fractions` must be equally long; got "
+                f"{len(self.accelerations)} and {len(self.center_fractions)} values."
+            )
+        self.draw = _MASKS[check_choice("pattern", pattern, _MASKS)]
+        self._seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the seed of the next mask."""
+        self._seed = int(self.R.randint(2**31))
+
+    def __call__(self, kspace: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Undersample k-space.
+
+        Args:
+            kspace: complex, shape ``(K, *space)``.
+            seed: makes the mask; None draws another one in every call.
+
+        Returns:
+            K-space with zeros where the mask is false, and the mask: bool, ``(1, 1, W)`` or, in 3-D, ``(1, 1, 1, D)``.
+        """
+        _check_kspace(kspace)
+        if seed is None:
+            self.randomize()
+        generator = torch.Generator().manual_seed(self._seed if seed is None else seed)
+        pick = int(torch.randint(len(self.accelerations), (), generator=generator))
+        line = self.draw(
+            kspace.shape[-1], self.accelerations[pick], self.center_fractions[pick], generator=generator
+        ).to(kspace.device)
+        mask = line.reshape(*[1] * (kspace.ndim - 1), -1)
+        return kspace * mask, mask
+
+
+class ReferenceImage(Transform):
+    r"""Make the reference from fully sampled k-space: the SENSE combination, and the root sum of squares.
+
+    The SENSE combination :math:`\sum_k \bar S_k x_k` is what a reconstruction with sensitivity maps converges to when
+    all data are measured, so it is the target of training. With several coils, maps estimated from the same data take
+    up the smooth phase, so its phase is near zero; a single coil (:math:`S = 1`) keeps its phase. Its magnitude is at
+    most the root sum of squares (equal where the maps are exact), which is what fastMRI scores against.
+
+    Args:
+        num_center_lines: see :func:`estimate_sensitivity_maps`; None takes its default.
+    """
+
+    def __init__(self, num_center_lines: int | None = None) -> None:
+        self.num_center_lines = num_center_lines
+
+    def __call__(self, kspace: Tensor, sensitivity_maps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Combine coils.
+
+        Args:
+            kspace: fully sampled, complex, shape ``(K, *space)``.
+            sensitivity_maps: complex, same shape; None estimates them from ``kspace``.
+
+        Returns:
+            In the unit of ``kspace``, float32: the combination as two channels ``(2, *space)``, and the root sum of
+            squares ``(1, *space)``.
+        """
+        _check_kspace(kspace)
+        if sensitivity_maps is None:
+            sensitivity_maps = EstimateSensitivityMaps(num_center_lines=self.num_center_lines)(
+                kspace, torch.ones((1,) * kspace.ndim, dtype=torch.bool)
+            )
+        images = FourierOperator(kspace.ndim - 1).adjoint(kspace)
+        combined = CoilOperator(sensitivity_maps.unsqueeze(0)).adjoint(images.unsqueeze(0))
+        rss = images.abs().square().sum(dim=0, keepdim=True).sqrt()
+        return complex_to_channels(combined)[0].float(), rss.float()
+
+
+class NormalizeKspace(Transform):
+    """Divide k-space by one number so that the zero-filled image has a fixed brightness.
+
+    The scale is a percentile of the root sum of squares of the coil images. It needs nothing but the measured data, so
+    training and inference share it; nothing is shifted, so zero stays zero.
+
+    Args:
+        percentile: which percentile becomes 1, in ``(0, 100]``; 100 is the maximum.
+    """
+
+    def __init__(self, percentile: float = 99.0) -> None:
+        self.percentile = check_range("percentile", percentile, 0.0, 100.0, open_low=True)
+
+    def __call__(self, kspace: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale k-space.
+
+        Args:
+            kspace: complex, shape ``(K, *space)``.
+
+        Returns:
+            Scaled k-space, and the scale in its old unit, a float32 scalar: ``scaled * scale`` is the original.
+
+        Raises:
+            ValueError: if the percentile is zero, as for k-space without signal.
+        """
+        _check_kspace(kspace)
+        images = FourierOperator(kspace.ndim - 1).adjoint(kspace)
+        rss = images.abs().square().sum(dim=0).sqrt().flatten()
+        rank = max(round(self.percentile / 100 * rss.numel()), 1)
+        scale = rss.kthvalue(rank).values.float()
+        if not scale > 0:
+            raise ValueError(
+                f"`kspace` must hold a signal to be normalized; the {self.percentile:g}th percentile of its image is "
+                f"{scale.item():g}. Remove empty slices, or raise `percentile`."
+            )
+        return kspace / scale, scale
+
+
+class EstimateSensitivityMaps(Transform):
+    """Estimate coil maps of one item, see :func:`monai_deqkan.operators.estimate_sensitivity_maps`.
+
+    Args:
+        num_center_lines: width of the central block in lines; None finds it from the mask.
+        max_center_lines: upper limit of a block that is found, in lines.
+    """
+
+    def __init__(self, num_center_lines: int | None = None, max_center_lines: int = 24) -> None:
+        self.num_center_lines = num_center_lines
+        self.max_center_lines = max_center_lines
+
+    def __call__(self, kspace: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Estimate maps.
+
+        Args:
+            kspace: complex, shape ``(K, *space)``.
+            mask: shape ``(1, 1, W)`` in 2-D; None infers it.
+
+        Returns:
+            Complex, dimensionless, shape ``(K, *space)``; ones for a single coil.
+        """
+        _check_kspace(kspace)
+        return estimate_sensitivity_maps(
+            kspace.unsqueeze(0),
+            None if mask is None else mask.unsqueeze(0),
+            num_center_lines=self.num_center_lines,
+            max_center_lines=self.max_center_lines,
+            spatial_dims=kspace.ndim - 1,
+        )[0]
+
+
+class ImageMagnitude(Transform):
+    """Turn a complex image as two channels into its magnitude, in the same unit."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Turn ``(2, *space)`` into ``(1, *space)``."""
+        return channels_to_complex(check_tensor("image", image).unsqueeze(0)).abs()
+
+
+def _check_kspace(kspace: Tensor) -> None:
+    if not check_tensor("kspace", kspace).is_complex() or kspace.ndim not in (3, 4):
+        raise ValueError(
+            f"`kspace` must be complex of shape (K, H, W) or (K, H, W, D), without batch axis; got {kspace.dtype} of "
+            f"shape {tuple(kspace.shape)}. Single-coil k-space needs a coil axis of size 1."
+        )
+
+
+def _has_gaps(kspace: Tensor, axis: int) -> bool:
+    """Whether lines are missing between measured ones; zero-padded ends are no gap."""
+    measured = (kspace != 0).movedim(axis, 0).flatten(1).any(dim=1).nonzero().flatten()
+    return len(measured) > 0 and int(measured[-1] - measured[0]) + 1 > len(measured)
+
+
+def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) if isinstance(value, (int, float)) else tuple(float(v) for v in value)

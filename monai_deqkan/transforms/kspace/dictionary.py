@@ -1,0 +1,303 @@
+"""Dictionary forms of the k-space transforms.
+
+A training item starts as ``{"kspace": path, "slice": index}``. After :class:`LoadKspaceSliced`,
+:class:`CropCoilImagesd` (optional), :class:`ReferenceImaged`, :class:`UndersampleKspaced`,
+:class:`NormalizeKspaced` and :class:`EstimateSensitivityMapsd` it holds
+
+========================  ======================================  ===========================================
+key                       tensor                                  what
+========================  ======================================  ===========================================
+``kspace``                complex64 ``(K, H, W)``                 undersampled, normalized
+``mask``                  bool ``(1, 1, W)``                      measured columns
+``sensitivity_maps``      complex64 ``(K, H, W)``                 from the undersampled centre
+``image``                 float32 ``(2, H, W)``                   target: SENSE combination of the full data
+``reference_rss``         float32 ``(1, H, W)``                   root sum of squares of the full data
+``scale``                 float32 scalar                          times it, all of them have the file's unit
+``source``, ``slice``     str, int                                file and slice they come from
+========================  ======================================  ===========================================
+
+``kspace``, ``image`` and ``reference_rss`` share one scale. For inference leave out the reference and, for data that
+were measured undersampled, the undersampling: networks infer the mask.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform, RandomizableTransform
+
+from monai_deqkan._checks import check_int
+from monai_deqkan.transforms.kspace.array import (
+    CropCoilImages,
+    EstimateSensitivityMaps,
+    ImageMagnitude,
+    LoadKspaceSlice,
+    NormalizeKspace,
+    ReferenceImage,
+    UndersampleKspace,
+)
+
+__all__ = [
+    "CropCoilImagesd",
+    "EstimateSensitivityMapsd",
+    "ImageMagnituded",
+    "LoadKspaceSliced",
+    "NormalizeKspaced",
+    "ReferenceImaged",
+    "UndersampleKspaced",
+]
+
+Item = dict[Hashable, Any]
+
+
+class LoadKspaceSliced(MapTransform):
+    """Replace a path by the k-space of one slice; see :class:`LoadKspaceSlice`.
+
+    Args:
+        keys: keys of paths, such as ``"kspace"``.
+        slice_key: key of the slice's index.
+        source_key: key under which the path is kept.
+        allow_missing_keys: whether to skip absent keys.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        slice_key: str = "slice",
+        source_key: str = "source",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.slice_key = slice_key
+        self.source_key = source_key
+        self.load = LoadKspaceSlice()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Load the slice."""
+        item = dict(data)
+        if self.slice_key not in item:
+            raise KeyError(f"An item must name its slice under '{self.slice_key}'; it has {sorted(map(str, item))}.")
+        for key in self.key_iterator(item):
+            path = item[key]
+            item[key] = self.load(path, item[self.slice_key])
+            item[self.source_key] = str(path)
+        return item
+
+
+class CropCoilImagesd(MapTransform):
+    """Crop the field of view of k-space; see :class:`CropCoilImages`.
+
+    Args:
+        keys: keys of k-space.
+        spatial_size: pixels to keep per axis, -1 for all.
+        allow_missing_keys: whether to skip absent keys.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "kspace", spatial_size: Sequence[int] = (-1, -1), allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.crop = CropCoilImages(spatial_size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Crop all keys."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.crop(item[key])
+        return item
+
+
+class ReferenceImaged(MapTransform):
+    """Add the reference image of fully sampled k-space; see :class:`ReferenceImage`.
+
+    Args:
+        keys: key of k-space, one.
+        image_key: key for the SENSE combination.
+        rss_key: key for the root sum of squares.
+        num_center_lines: see :class:`ReferenceImage`.
+        allow_missing_keys: whether to skip an absent key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        image_key: str = "image",
+        rss_key: str = "reference_rss",
+        num_center_lines: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(_one(keys), allow_missing_keys)
+        self.image_key = image_key
+        self.rss_key = rss_key
+        self.combine = ReferenceImage(num_center_lines)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Add the references."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[self.image_key], item[self.rss_key] = self.combine(item[key])
+        return item
+
+
+class UndersampleKspaced(RandomizableTransform, MapTransform):
+    """Undersample k-space and add the mask; see :class:`UndersampleKspace`.
+
+    Args:
+        keys: key of k-space, one.
+        mask_key: key for the mask.
+        accelerations: see :class:`UndersampleKspace`.
+        center_fractions: see :class:`UndersampleKspace`.
+        pattern: see :class:`UndersampleKspace`.
+        item_seed: None draws a new mask in every call, for training. A number gives every slice one mask for ever, made
+            from this seed, the file's name and the slice, for validation.
+        source_key: key of the file's path, as set by :class:`LoadKspaceSliced`; used with ``item_seed``.
+        slice_key: key of the slice's index; used with ``item_seed``.
+        allow_missing_keys: whether to skip an absent key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        mask_key: str = "mask",
+        accelerations: float | Sequence[float] = 4.0,
+        center_fractions: float | Sequence[float] = 0.08,
+        pattern: str = "equispaced",
+        *,
+        item_seed: int | None = None,
+        source_key: str = "source",
+        slice_key: str = "slice",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, _one(keys), allow_missing_keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.mask_key = mask_key
+        self.item_seed = None if item_seed is None else check_int("item_seed", item_seed, minimum=0)
+        self.source_key = source_key
+        self.slice_key = slice_key
+        self.undersample = UndersampleKspace(accelerations, center_fractions, pattern=pattern)
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> UndersampleKspaced:
+        """Seed the masks that are drawn per call."""
+        super().set_random_state(seed, state)
+        self.undersample.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Undersample."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key], item[self.mask_key] = self.undersample(item[key], self._seed_of(item))
+        return item
+
+    def _seed_of(self, item: Item) -> int | None:
+        if self.item_seed is None:
+            return None
+        for key in (self.source_key, self.slice_key):
+            if key not in item:
+                raise KeyError(f"With `item_seed`, an item must have '{key}'; it has {sorted(map(str, item))}.")
+        # The file's name, not its path: the same data in another folder get the same masks.
+        name = f"{self.item_seed}/{Path(item[self.source_key]).name}/{int(item[self.slice_key])}"
+        return zlib.crc32(name.encode())
+
+
+class NormalizeKspaced(MapTransform):
+    """Scale k-space, and what belongs to it by the same number; see :class:`NormalizeKspace`.
+
+    Args:
+        keys: key of the k-space that sets the scale, one.
+        also: keys of other tensors in the same unit that are divided by the same scale; absent ones are skipped.
+        scale_key: key for the scale.
+        percentile: see :class:`NormalizeKspace`.
+        allow_missing_keys: whether to skip an absent key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        also: Sequence[str] = ("image", "reference_rss"),
+        scale_key: str = "scale",
+        percentile: float = 99.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(_one(keys), allow_missing_keys)
+        self.also = tuple(also)
+        self.scale_key = scale_key
+        self.normalize = NormalizeKspace(percentile)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Scale."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key], scale = self.normalize(item[key])
+            item[self.scale_key] = scale
+            for other in self.also:
+                if other in item:
+                    item[other] = item[other] / scale
+        return item
+
+
+class EstimateSensitivityMapsd(MapTransform):
+    """Add coil maps; see :class:`EstimateSensitivityMaps`.
+
+    Args:
+        keys: key of k-space, one.
+        mask_key: key of the mask; where it is absent, the mask is inferred.
+        maps_key: key for the maps.
+        num_center_lines: see :class:`EstimateSensitivityMaps`.
+        max_center_lines: see :class:`EstimateSensitivityMaps`.
+        allow_missing_keys: whether to skip an absent key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        mask_key: str = "mask",
+        maps_key: str = "sensitivity_maps",
+        num_center_lines: int | None = None,
+        max_center_lines: int = 24,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(_one(keys), allow_missing_keys)
+        self.mask_key = mask_key
+        self.maps_key = maps_key
+        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Add the maps."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[self.maps_key] = self.estimate(item[key], item.get(self.mask_key))
+        return item
+
+
+class ImageMagnituded(MapTransform):
+    """Turn complex images as two channels into magnitudes; see :class:`ImageMagnitude`.
+
+    Args:
+        keys: keys of images.
+        allow_missing_keys: whether to skip absent keys.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.magnitude = ImageMagnitude()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Turn all keys."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.magnitude(item[key])
+        return item
+
+
+def _one(keys: KeysCollection) -> KeysCollection:
+    if not isinstance(keys, str) and isinstance(keys, Sequence) and len(keys) != 1:
+        raise ValueError(f"`keys` must be one key, since the results have one key each; got {keys!r}.")
+    return keys
