@@ -1,1 +1,5 @@
 """Whole networks with MONAI's constructor words."""
+
+from monai_deqkan.networks.nets.kan_unet import KANUNet
+
+__all__ = ["KANUNet"]

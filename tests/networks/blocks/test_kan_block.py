@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from monai_deqkan.networks.blocks import KANBlock
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_normalizes_then_convolves(dims: int) -> None:
+    torch.manual_seed(0)
+    block = KANBlock(dims, 2, 3)
+    x = 100 * torch.rand(2, 2, *[6] * dims) + 7
+    axes = tuple(range(2, dims + 2))
+    normalized = (x - x.mean(axes, keepdim=True)) / x.std(axes, correction=0, keepdim=True)
+    torch.testing.assert_close(block(x), block.conv(normalized), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(KANBlock(dims, 2, 3, norm=None).norm(x), x)
+    assert [name for name, _ in block.named_parameters()] == ["conv.weight"]
+    assert block.conv.base_weight is None
+
+
+def test_ignores_scale_and_offset_of_its_input() -> None:
+    torch.manual_seed(0)
+    block = KANBlock(2, 2, 3)
+    x = torch.randn(1, 2, 8, 8)
+    torch.testing.assert_close(block(3 * x + 5), block(x), rtol=1e-3, atol=1e-4)
+
+
+def test_drops_channels_in_training_only() -> None:
+    torch.manual_seed(0)
+    block = KANBlock(2, 2, 40, dropout=0.5)
+    x = torch.randn(1, 2, 8, 8)
+    dropped = (block(x) == 0).all(dim=(2, 3)).float().mean()
+    assert 0.2 < dropped < 0.8
+    block.eval()
+    torch.testing.assert_close(block(x), block.conv(F.instance_norm(x)))
+
+
+def test_one_element_per_channel() -> None:
+    x = torch.rand(2, 3, 1, 1)
+    with pytest.raises(ValueError, match="more than one element per channel"):
+        KANBlock(2, 3, 2).eval()(x)
+    block = KANBlock(2, 3, 2, norm=None)
+    torch.testing.assert_close(block(x), block.conv(x))
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(ValueError, match="`kernel_size` must be odd"):
+        KANBlock(2, 1, 1, 2)
+    with pytest.raises(ValueError, match="`norm` must be one of instance, None"):
+        KANBlock(2, 1, 1, norm="batch")
+    with pytest.raises(ValueError, match="`dropout`"):
+        KANBlock(2, 1, 1, dropout=1.0)
+    with pytest.raises(ValueError, match="spatial_dims"):
+        KANBlock(4, 1, 1)
