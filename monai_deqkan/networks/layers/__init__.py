@@ -5,15 +5,29 @@ from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
+from monai_deqkan.networks.layers.lipschitz import (
+    CertifiedSpectralNorm,
+    certified_spectral_norm,
+    frozen_weights,
+    remove_spectral_norm,
+)
+from monai_deqkan.networks.layers.operator_norm import conv_norm_bound, kan_lipschitz_bound, linear_norm_bound
 
 __all__ = [
     "BASES",
     "BSplineBasis",
     "Basis",
+    "CertifiedSpectralNorm",
     "KANActivation",
     "KANConv1d",
     "KANConv2d",
     "KANConv3d",
     "KANLayer",
     "KANLinear",
+    "certified_spectral_norm",
+    "conv_norm_bound",
+    "frozen_weights",
+    "kan_lipschitz_bound",
+    "linear_norm_bound",
+    "remove_spectral_norm",
 ]

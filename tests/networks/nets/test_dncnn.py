@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from monai_deqkan.networks.layers import certified_spectral_norm, remove_spectral_norm
+from monai_deqkan.networks.nets import DnCNN
+
+
+def small(**settings: object) -> DnCNN:
+    torch.manual_seed(0)
+    return DnCNN(**{"spatial_dims": 2, "in_channels": 2, "out_channels": 2, "num_layers": 4, "features": 8, **settings})
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.detach().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("settings", [{}, {"spectral_norm": "certified"}, {"norm": "batch", "bias": True}])
+def test_shape_and_gradients(spatial_dims: int, settings: dict[str, object]) -> None:
+    net = small(spatial_dims=spatial_dims, **settings)
+    x = torch.randn(2, 2, *(9, 8, 7)[:spatial_dims])
+    y = net(x)
+    y.square().mean().backward()
+    assert y.shape == x.shape
+    for parameter in net.parameters():
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.abs().max() > 0
+
+
+def test_residual_takes_the_network_off_the_input() -> None:
+    net, x = small(), torch.randn(1, 2, 6, 6)
+    assert torch.equal(net(x), x - net.layers(x))
+    with torch.no_grad():
+        net.layers[-1].weight.zero_()
+    assert torch.equal(net(x), x)
+    assert torch.equal(small(residual=False)(x), small().layers(x))
+
+
+@pytest.mark.parametrize("spectral_norm", [None, "certified"])
+def test_homogeneous(spectral_norm: str | None) -> None:
+    net, x = small(spectral_norm=spectral_norm), torch.randn(1, 2, 8, 8)
+    assert torch.allclose(net(1e-4 * x), 1e-4 * net(x), rtol=1e-4, atol=1e-9)
+
+
+def test_layer_and_parameter_count_of_the_paper() -> None:
+    net = DnCNN(spatial_dims=2, in_channels=2, out_channels=2)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in net.layers) == 17
+    assert sum(p.numel() for p in net.parameters()) == 9 * (2 * 64 + 15 * 64 * 64 + 64 * 2)
+
+
+@pytest.mark.parametrize(("spatial_dims", "features", "least"), [(2, 32, 0.2), (2, 9, 0.1), (3, 8, 0.1)])
+def test_certified_initialization_passes_the_signal_on(spatial_dims: int, features: int, least: float) -> None:
+    torch.manual_seed(0)
+    net = DnCNN(spatial_dims, 2, 2, features=features, residual=False, spectral_norm="certified")
+    x = torch.randn(1, 2, *(24, 24) if spatial_dims == 2 else (8, 8, 8))
+    assert least < rms(net(x)) / rms(x) <= 1  # 0.27 at 64 features in 2-D
+
+    plain = DnCNN(2, 2, 2, features=9, residual=False)
+    for layer in plain.layers:
+        if isinstance(layer, nn.Conv2d):
+            certified_spectral_norm(layer)
+    assert rms(plain(torch.randn(1, 2, 24, 24))) < 1e-3  # what it is without
+
+
+def layer_norms(net: DnCNN) -> list[float]:
+    norms = []
+    for layer in net.layers:
+        if isinstance(layer, nn.Conv2d):
+            transfer = torch.fft.fft2(layer.weight.detach().double(), s=(40, 40)).flatten(2).permute(2, 0, 1)[: 40 * 21]
+            norms.append(float(torch.linalg.matrix_norm(transfer, ord=2).max()))
+    return norms
+
+
+@pytest.mark.parametrize("bound", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("residual", [True, False])
+def test_certificate_holds_during_training(bound: float, residual: bool) -> None:
+    net = small(spectral_norm="certified", lipschitz_bound=bound, residual=residual, num_layers=3)
+    constant = bound + residual
+    assert net.certified_lipschitz() == constant
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+    clean = torch.randn(4, 2, 8, 8).cumsum(-1)
+    for step in range(30):
+        optimizer.zero_grad()
+        (net(clean + torch.randn_like(clean)) - clean).square().mean().backward()
+        optimizer.step()
+        if step % 5 == 4:
+            assert math.prod(layer_norms(net)) <= bound + 1e-6
+    a = torch.randn(16, 2, 8, 8)
+    for distance in (1e-2, 1.0):
+        b = a + distance * torch.randn_like(a)
+        with torch.no_grad():
+            ratio = (net(a) - net(b)).flatten(1).norm(dim=1) / (a - b).flatten(1).norm(dim=1)
+        assert float(ratio.max()) <= constant + 1e-4
+
+
+def test_training_denoises() -> None:
+    net = small(spectral_norm="certified", features=16)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    ramp = torch.linspace(-1, 1, 16)
+    losses = []
+    for _ in range(40):
+        angle = 2 * math.pi * torch.rand(8, 2, 1, 1)
+        clean = angle.cos() * ramp[:, None] + angle.sin() * ramp
+        optimizer.zero_grad()
+        loss = (net(clean + 0.5 * torch.randn_like(clean)) - clean).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) / 5 < 0.7 * 0.25  # the noise has variance 0.25; 0.157 when written
+
+
+def test_certificate_of_plain_and_removed_weights() -> None:
+    net = small(residual=False)
+    assert net.certified_lipschitz() == pytest.approx(math.prod(layer_norms(net)), rel=0.12)
+    assert net.certified_lipschitz() >= math.prod(layer_norms(net))
+    assert small(norm="batch").certified_lipschitz() == math.inf
+    assert small(act="prelu").certified_lipschitz() == math.inf
+    certified = small(spectral_norm="certified", lipschitz_bound=0.8)
+    x = torch.randn(1, 2, 8, 8)
+    before = certified(x)
+    remove_spectral_norm(certified)
+    assert torch.allclose(certified(x), before, atol=1e-6)
+    assert certified.certified_lipschitz() == pytest.approx(1.8, rel=1e-3)
+
+
+@pytest.mark.parametrize("act", ["relu", "tanh", "elu", ("leakyrelu", {"negative_slope": 0.2})])
+def test_activations_with_a_certificate(act: str | tuple[str, dict[str, float]]) -> None:
+    net = small(act=act, spectral_norm="certified", residual=False)
+    a, b = torch.randn(2, 4, 2, 6, 6)
+    with torch.no_grad():
+        assert float((net(a) - net(b)).norm() / (a - b).norm()) <= 1
+
+
+def test_export_after_removal() -> None:
+    net = remove_spectral_norm(small(spectral_norm="certified")).eval()
+    x = torch.randn(1, 2, 8, 8)
+    exported = torch.export.export(net, (x,)).module()
+    assert torch.allclose(exported(x), net(x), atol=1e-6)
+
+
+def test_state_dict_reload() -> None:
+    one = small(spectral_norm="certified")
+    two = DnCNN(2, 2, 2, num_layers=4, features=8, spectral_norm="certified")
+    x = torch.randn(1, 2, 8, 8)
+    assert not torch.allclose(one(x), two(x))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(x), two(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"spatial_dims": 4}, "spatial_dims"),
+        ({"num_layers": 1}, "num_layers"),
+        ({"kernel_size": 4}, "odd"),
+        ({"out_channels": 1}, "residual"),
+        ({"spectral_norm": "certifed"}, "certified"),
+        ({"lipschitz_bound": 0.5}, "spectral_norm"),
+        ({"spectral_norm": "certified", "lipschitz_bound": 0.0}, "lipschitz_bound"),
+        ({"spectral_norm": "certified", "norm": "batch"}, "norm"),
+        ({"spectral_norm": "certified", "act": "prelu"}, "act"),
+        ({"spectral_norm": "certified", "act": ("leakyrelu", {"negative_slope": 2.0})}, "slope"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        small(**settings)
