@@ -93,7 +93,7 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
 
     Example:
         >>> layer = certified_spectral_norm(nn.Linear(3, 2), bound=0.5)
-        >>> f"{float(torch.linalg.matrix_norm(layer.weight, ord=2)):.4f}"
+        >>> f"{float(torch.linalg.matrix_norm(layer.weight.detach(), ord=2)):.4f}"
         '0.5000'
     """
     if _is_certified(module):
