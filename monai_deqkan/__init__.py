@@ -1,3 +1,29 @@
-"""Kolmogorov-Arnold networks, deep equilibrium models and equilibrium MRI reconstruction for MONAI."""
+"""Kolmogorov-Arnold networks, deep equilibrium models and equilibrium MRI reconstruction for MONAI.
+
+Importing the package is its registration: afterwards MONAI's bundle configurations find its classes by short name
+(``"_target_": "KANUNet"`` with ``"imports": ["$import monai_deqkan"]``), and ``act: kan`` works in every MONAI network
+that takes an activation. Not for clinical use.
+"""
+
+from monai.networks.layers.factories import Act
+
+from monai_deqkan import data, engines, handlers, losses, metrics, networks, operators, solvers, transforms
+from monai_deqkan.networks.layers import KANActivation
+
+__all__ = [
+    "__version__",
+    "data",
+    "engines",
+    "handlers",
+    "losses",
+    "metrics",
+    "networks",
+    "operators",
+    "solvers",
+    "transforms",
+]
 
 __version__ = "0.1.0"
+
+if "KAN" not in Act.names:
+    Act.add_factory_class("kan", KANActivation)

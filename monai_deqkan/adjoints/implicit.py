@@ -107,7 +107,7 @@ class _AttachGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             # The graph of the evaluation exists already; only products with its Jacobian are formed here.
             u = ctx.backward_solve(tuple(g.detach() for g in gradient))

@@ -6,6 +6,7 @@ from monai_deqkan.data.folders import (
     classification_items,
     hold_out,
     image_files,
+    mask_class_names,
     mask_values,
     segmentation_items,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "image_files",
     "kspace_items",
     "kspace_slices",
+    "mask_class_names",
     "mask_values",
     "segmentation_items",
     "write_kspace",

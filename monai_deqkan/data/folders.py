@@ -15,7 +15,15 @@ from pydicom.misc import is_dicom
 from monai_deqkan._checks import check_choice, check_folder, check_int, check_range
 from monai_deqkan.transforms.image.array import read_image
 
-__all__ = ["class_names", "classification_items", "hold_out", "image_files", "mask_values", "segmentation_items"]
+__all__ = [
+    "class_names",
+    "classification_items",
+    "hold_out",
+    "image_files",
+    "mask_class_names",
+    "mask_values",
+    "segmentation_items",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +184,17 @@ def mask_values(dataset_dir: str | Path) -> list[int]:
             f"{sorted(values)}. Check that the masks are not empty."
         )
     return sorted(values)
+
+
+def mask_class_names(values: Sequence[int]) -> list[str]:
+    """Name the classes of masks by their pixel values, where nobody gave better names.
+
+    Example:
+        >>> mask_class_names([0, 255]), mask_class_names([0, 85, 170])
+        (['background', 'foreground'], ['background', 'value_85', 'value_170'])
+    """
+    foreground = [f"value_{value}" for value in values[1:]] if len(values) > 2 else ["foreground"]
+    return ["background", *foreground]
 
 
 def _visible(paths: Iterable[Path], root: Path) -> list[Path]:

@@ -1,1 +1,23 @@
-"""Parts of MONAI's trainers and evaluators."""
+"""Parts of MONAI's trainers and evaluators, and what the bundles' configurations call."""
+
+from monai_deqkan.engines.bundle import (
+    check_output_folder,
+    find_bundle_root,
+    free_folder,
+    latest_checkpoint,
+    load_task,
+    load_weights,
+    start_training,
+)
+from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
+
+__all__ = [
+    "PrepareBatchKspace",
+    "check_output_folder",
+    "find_bundle_root",
+    "free_folder",
+    "latest_checkpoint",
+    "load_task",
+    "load_weights",
+    "start_training",
+]

@@ -1,1 +1,17 @@
 """Ignite handlers."""
+
+from monai_deqkan.handlers.best_model import BestModelSaver
+from monai_deqkan.handlers.image_table import ImageTable
+from monai_deqkan.handlers.metrics_writer import MetricsWriter
+from monai_deqkan.handlers.probability_table import ProbabilityTable
+from monai_deqkan.handlers.reconstruction_writer import ReconstructionWriter
+from monai_deqkan.handlers.solve_stats import SolveStatsHandler
+
+__all__ = [
+    "BestModelSaver",
+    "ImageTable",
+    "MetricsWriter",
+    "ProbabilityTable",
+    "ReconstructionWriter",
+    "SolveStatsHandler",
+]

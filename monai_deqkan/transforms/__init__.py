@@ -1,42 +1,9 @@
 """Transforms in MONAI's array and dictionary forms."""
 
-from monai_deqkan.transforms.image import LoadMask, LoadMaskd, LoadMedicalImage, LoadMedicalImaged
-from monai_deqkan.transforms.kspace import (
-    CropCoilImages,
-    CropCoilImagesd,
-    EstimateSensitivityMaps,
-    EstimateSensitivityMapsd,
-    ImageMagnitude,
-    ImageMagnituded,
-    LoadKspaceSlice,
-    LoadKspaceSliced,
-    NormalizeKspace,
-    NormalizeKspaced,
-    ReferenceImage,
-    ReferenceImaged,
-    UndersampleKspace,
-    UndersampleKspaced,
-    kspace_file_shape,
-)
+from monai_deqkan.transforms import image, kspace
+from monai_deqkan.transforms.image import *  # noqa: F403
+from monai_deqkan.transforms.image import __all__ as _image
+from monai_deqkan.transforms.kspace import *  # noqa: F403
+from monai_deqkan.transforms.kspace import __all__ as _kspace
 
-__all__ = [
-    "CropCoilImages",
-    "CropCoilImagesd",
-    "EstimateSensitivityMaps",
-    "EstimateSensitivityMapsd",
-    "ImageMagnitude",
-    "ImageMagnituded",
-    "LoadKspaceSlice",
-    "LoadKspaceSliced",
-    "LoadMask",
-    "LoadMaskd",
-    "LoadMedicalImage",
-    "LoadMedicalImaged",
-    "NormalizeKspace",
-    "NormalizeKspaced",
-    "ReferenceImage",
-    "ReferenceImaged",
-    "UndersampleKspace",
-    "UndersampleKspaced",
-    "kspace_file_shape",
-]
+__all__ = ["image", "kspace", *_image, *_kspace]

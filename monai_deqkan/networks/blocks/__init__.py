@@ -1,5 +1,14 @@
 """Layers put together for reuse."""
 
+from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step
+from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, KANCell, ReconstructionCell
 from monai_deqkan.networks.blocks.kan_block import KANBlock
 
-__all__ = ["KANBlock"]
+__all__ = [
+    "CertifiedMap",
+    "KANBlock",
+    "KANCell",
+    "Measurement",
+    "ReconstructionCell",
+    "gradient_step",
+]

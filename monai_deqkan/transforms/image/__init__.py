@@ -2,5 +2,6 @@
 
 from monai_deqkan.transforms.image.array import LoadMask, LoadMedicalImage
 from monai_deqkan.transforms.image.dictionary import LoadMaskd, LoadMedicalImaged
+from monai_deqkan.transforms.image.save import CheckSameShaped, SaveMask, SaveMaskd
 
-__all__ = ["LoadMask", "LoadMaskd", "LoadMedicalImage", "LoadMedicalImaged"]
+__all__ = ["CheckSameShaped", "LoadMask", "LoadMaskd", "LoadMedicalImage", "LoadMedicalImaged", "SaveMask", "SaveMaskd"]

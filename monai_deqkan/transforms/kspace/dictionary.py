@@ -119,6 +119,8 @@ class ReferenceImaged(MapTransform):
         keys: key of k-space, one.
         image_key: key for the SENSE combination.
         rss_key: key for the root sum of squares.
+        maps_key: key of coil maps to combine with, such as those that the network will be given: then the target's
+            phase is one that it can reach. None estimates maps from the full data.
         num_center_lines: see :class:`ReferenceImage`.
         allow_missing_keys: whether to skip an absent key.
     """
@@ -128,19 +130,22 @@ class ReferenceImaged(MapTransform):
         keys: KeysCollection = "kspace",
         image_key: str = "image",
         rss_key: str = "reference_rss",
+        maps_key: str | None = None,
         num_center_lines: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(_one(keys), allow_missing_keys)
         self.image_key = image_key
         self.rss_key = rss_key
+        self.maps_key = maps_key
         self.combine = ReferenceImage(num_center_lines)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Add the references."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[self.image_key], item[self.rss_key] = self.combine(item[key])
+            maps = None if self.maps_key is None else item[self.maps_key]
+            item[self.image_key], item[self.rss_key] = self.combine(item[key], maps)
         return item
 
 

@@ -1,0 +1,163 @@
+"""What the bundles' configurations call: where a bundle is, where a training goes on, what a model is for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_deqkan._checks import check_empty_folder
+
+__all__ = [
+    "check_output_folder",
+    "find_bundle_root",
+    "free_folder",
+    "latest_checkpoint",
+    "load_task",
+    "load_weights",
+    "start_training",
+]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def find_bundle_root() -> str:
+    """Return the folder of the bundle that the command line names by ``--config_file``, else the current folder.
+
+    So a bundle can be run from anywhere, without ``--bundle_root``.
+    """
+    arguments = sys.argv[1:]
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") != "config_file":
+            continue
+        if not value and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        first = re.split(r"[,\]]", value.strip(" ["))[0].strip(" '\"")
+        folder = Path(first).parent
+        if folder.name == "configs":
+            return str(folder.parent)
+    return "."
+
+
+def free_folder(path: str | os.PathLike[str]) -> str:
+    """Return ``path`` if it is absent or empty, else the first of ``path_2``, ``path_3``, ... that is.
+
+    The default output of a bundle: a second run does not touch the results of the first.
+    """
+    number, folder = 1, Path(path)
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        number += 1
+        folder = Path(f"{path}_{number}")
+    return str(folder)
+
+
+def check_output_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that already holds something, before any work is done.
+
+    Raises:
+        FileExistsError: if it does.
+    """
+    check_empty_folder(Path(path), "the output (`output_dir`)")
+
+
+def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False) -> None:
+    """Prepare the folder for a training's models; a new training moves those of an earlier one aside.
+
+    Args:
+        ckpt_dir: folder for models and checkpoints.
+        resume: whether the training in that folder goes on; then nothing is moved.
+    """
+    folder = Path(ckpt_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = [p for p in folder.iterdir() if p.suffix in (".pt", ".json") and p.is_file()]
+    if resume or not earlier:
+        return
+    kept = Path(free_folder(folder / "previous"))
+    kept.mkdir(parents=True)
+    for path in earlier:
+        path.rename(kept / path.name)
+    _LOGGER.info("An earlier training's files were moved to %s. To go on with it, run with --resume True.", kept)
+
+
+def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
+    """Return the newest checkpoint from which a training can go on, passing over files cut short by a kill.
+
+    Raises:
+        FileNotFoundError: if there is none that can be read.
+    """
+    paths = sorted(Path(ckpt_dir).glob("checkpoint_epoch=*.pt"), key=_epoch, reverse=True)
+    for path in paths:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            _LOGGER.warning("Passing over a checkpoint that cannot be read: %s (%s).", path, error)
+        else:
+            return str(path)
+    raise FileNotFoundError(
+        f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False."
+    )
+
+
+def load_task(path: str | os.PathLike[str], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a model is for (class names, threshold, preprocessing), from the ``model.json`` beside its weights.
+
+    Args:
+        path: that file.
+        default: the task of a model without the file; without a default the file must be there.
+
+    Raises:
+        FileNotFoundError: if the file is absent and there is no default.
+        ValueError: if the file is no JSON object.
+    """
+    file = Path(path)
+    if not file.is_file():
+        if default is None:
+            raise FileNotFoundError(
+                f"No trained model at {file.with_suffix('.pt')}. Run the bundle's train.json first."
+            )
+        return dict(default)
+    try:
+        task = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The model's description cannot be read: {file} ({error}). Train anew.") from error
+    if not isinstance(task, dict):
+        raise ValueError(f"The model's description must be a JSON object: {file}.")
+    return {**(default or {}), **task}
+
+
+def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
+    """Load weights into a network and return it.
+
+    Args:
+        network: the network.
+        path: file with a state dict.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file does not hold this network's weights.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"No trained weights at {file}. Run the bundle's train.json first.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(
+            f"The weights in {file} do not fit this network, or the file is damaged: {error}. Use the settings that it "
+            "was trained with."
+        ) from error
+    return network
+
+
+def _epoch(path: Path) -> int:
+    match = re.search(r"epoch=(\d+)", path.name)
+    return int(match.group(1)) if match else -1

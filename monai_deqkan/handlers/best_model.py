@@ -1,0 +1,71 @@
+"""Keep the best model of a training, together with what one must know to use it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+__all__ = ["BestModelSaver"]
+
+
+class BestModelSaver:
+    """Save the network whenever the validation's key metric improves: ``model.pt`` and ``model.json``.
+
+    ``model.pt`` is a plain state dict, as the Model Zoo has it. ``model.json`` beside it says what the network is for
+    (class names, decision threshold, preprocessing), the metric and the epoch. Differences from MONAI's
+    ``CheckpointSaver``: files are replaced in one step, so that a killed run leaves the older model intact; a resumed
+    training knows the best metric so far; the task goes with the weights.
+
+    Args:
+        save_dir: folder to save into; made where absent.
+        network: the network; a ``DistributedDataParallel`` wrapper is looked through.
+        task: what one must know to use the weights; must be JSON.
+        resume: whether an earlier run is being continued, whose best metric is to be beaten.
+
+    Raises:
+        TypeError: if ``task`` is not JSON.
+    """
+
+    def __init__(
+        self, save_dir: str | os.PathLike[str], network: nn.Module, task: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.network = network
+        self.task = dict(task)
+        json.dumps(self.task)
+        self.logger = logging.getLogger(__name__)
+        self.best = float("-inf")
+        if resume and (self.save_dir / "model.json").is_file():
+            self.best = float(json.loads((self.save_dir / "model.json").read_text())["key_metric"]["value"])
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator that computes the key metric."""
+        engine.add_event_handler(Events.COMPLETED, self._save_if_better)
+
+    def _save_if_better(self, engine: Any) -> None:
+        name = engine.state.key_metric_name
+        value = float(engine.state.metrics[name])
+        if not value > self.best:
+            return
+        self.best = value
+        network = _unwrapped(self.network)
+        record = {**self.task, "key_metric": {"name": name, "value": value}, "epoch": int(engine.state.epoch)}
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        weights, info = self.save_dir / "model.pt", self.save_dir / "model.json"
+        torch.save(network.state_dict(), weights.with_suffix(".pt.part"))
+        info.with_suffix(".json.part").write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(info.with_suffix(".json.part"), info)
+        os.replace(weights.with_suffix(".pt.part"), weights)
+        self.logger.info("Saved the best model so far (%s %.4f) to %s.", name, value, weights)
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -1,0 +1,77 @@
+"""Solve statistics of every iteration, in the engine's metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from monai_deqkan.solvers import SolveRecorder
+
+__all__ = ["SolveStatsHandler"]
+
+
+class SolveStatsHandler:
+    """Put the statistics of an epoch's equilibrium solves into ``engine.state.metrics``.
+
+    Three numbers an epoch, which MONAI's ``StatsHandler`` and ``TensorBoardStatsHandler`` then log like any metric when
+    they are listed after this one: ``solve_evaluations`` (mean per sample), ``solve_converged`` (share of samples that
+    reached the tolerance) and ``solve_residual`` (largest relative residual); with ``backward`` also
+    ``backward_converged``, the share of the gradients' solves.
+
+    Args:
+        backward: whether to report the gradients' solves too; for trainers.
+        prefix: text put before each name.
+    """
+
+    def __init__(self, backward: bool = False, prefix: str = "") -> None:
+        self.backward = backward
+        self.prefix = prefix
+        self._recorder: SolveRecorder | None = None
+        self._epoch: dict[str, list[torch.Tensor]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer or evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._abandon)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._epoch = {"evaluations": [], "converged": [], "residual": [], "backward": []}
+
+    def _open(self, engine: Engine) -> None:
+        self._recorder = SolveRecorder().__enter__()
+
+    def _close(self, engine: Engine) -> None:
+        if self._recorder is None:
+            return
+        recorder, self._recorder = self._recorder, None
+        recorder.__exit__(None, None, None)
+        self._epoch["evaluations"].append(recorder.evaluations().double())
+        self._epoch["converged"].append(recorder.converged().double())
+        self._epoch["residual"].append(recorder.relative_residual().double())
+        self._epoch["backward"].append(recorder.converged("backward").double())
+
+    def _abandon(self, engine: Engine, error: BaseException) -> None:
+        if self._recorder is not None:
+            self._recorder.__exit__(None, None, None)
+            self._recorder = None
+        raise error
+
+    def _report(self, engine: Engine) -> None:
+        names = {"solve_evaluations": "evaluations", "solve_converged": "converged"}
+        if self.backward:
+            names["backward_converged"] = "backward"
+        values: dict[str, Any] = {name: self._all(field) for name, field in names.items()}
+        metrics = {name: float(value.mean()) for name, value in values.items() if value.numel()}
+        residual = torch.nan_to_num(self._all("residual"), nan=float("inf"))
+        if residual.numel():
+            metrics["solve_residual"] = float(residual.max())
+        engine.state.metrics.update({self.prefix + name: value for name, value in metrics.items()})
+
+    def _all(self, field: str) -> torch.Tensor:
+        values = self._epoch[field]
+        return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)

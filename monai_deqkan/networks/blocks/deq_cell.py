@@ -1,0 +1,145 @@
+"""Cells ``f(z, x)`` that contract by construction."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from monai_deqkan._checks import check_range
+from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step
+from monai_deqkan.networks.layers.kan_linear import KANLinear
+from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+
+__all__ = ["CertifiedMap", "KANCell", "ReconstructionCell"]
+
+
+@runtime_checkable
+class CertifiedMap(Protocol):
+    """A module that knows an upper bound of its own Lipschitz constant in the Euclidean norm."""
+
+    def certified_lipschitz(self) -> float:
+        """Return the bound; infinite where there is none."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Map ``(B, C, *space)`` to the same shape."""
+
+
+class KANCell(nn.Module):
+    r"""A Kolmogorov-Arnold cell with a unique equilibrium for every injection.
+
+    .. math:: f(z, x) = x + \kappa\, \frac{\mathrm{KAN}(z)}{L(\mathrm{KAN})}
+
+    with :math:`L` a certified Lipschitz bound of the KAN layer in the Euclidean norm. ``f`` contracts in ``z``
+    with factor :math:`\kappa < 1`, so fixed-point iteration converges from anywhere, and
+    :math:`\|(I - J)^{-1}\| \le 1 / (1 - \kappa)` bounds the gradient.
+
+    Args:
+        features: number of features :math:`F` of the state.
+        contraction: :math:`\kappa`, dimensionless, in ``(0, 1)``.
+        kan_settings: further settings of the :class:`~monai_deqkan.networks.layers.KANLinear`.
+
+    Raises:
+        ValueError: if ``contraction`` lies outside ``(0, 1)``.
+
+    Reference:
+        The published DEQ-KAN iterates :math:`z + p + \mathrm{KAN}(z + p)` with a residual KAN, whose spectral radius is
+        about 2: it has no fixed point to find. Here the residual terms are left out and the KAN is normalized. For the
+        existence and the bound see E. Winston and J. Z. Kolter, "Monotone operator equilibrium networks", NeurIPS
+        2020, who constrain a linear layer.
+    """
+
+    def __init__(self, features: int, *, contraction: float = 0.9, kan_settings: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.contraction = check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
+        layer = KANLinear(features, features, **{"bias": False, **(kan_settings or {})})
+        self.kan = certified_spectral_norm(layer, bound=self.contraction)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the next state.
+
+        Args:
+            z: state ``(B, F)``.
+            x: injection ``(B, F)``.
+        """
+        return x + self.kan(z)
+
+
+class ReconstructionCell(nn.Module):
+    r"""One step of an equilibrium reconstruction that contracts for any sampling mask.
+
+    .. math::
+        v = x - \tfrac{s}{L}\, (A^H A x - A^H y), \qquad
+        f(x) = (1 - \rho)\, x_\mathrm{ref} + \rho\, \big[(1 - \theta)\, v + \theta\, Q(v)\big]
+
+    with a prior :math:`Q` of certified Lipschitz constant :math:`\ell`, a constant reference image
+    :math:`x_\mathrm{ref}`, and learned :math:`0 < s < 2`, :math:`0 < \theta < 1` and
+    :math:`0 < \rho\,(1 - \theta + \theta \ell) < c`, where :math:`c < 1` is the certified contraction factor.
+
+    Args:
+        prior: module :math:`Q` on two channels ``(B, 2, *space)`` with a method ``certified_lipschitz()``.
+        contraction: bound :math:`c` of the contraction factor, dimensionless, in ``(0, 1)``.
+
+    Raises:
+        ValueError: if ``contraction`` lies outside ``(0, 1)``, or the prior has no finite certified constant.
+        TypeError: if the prior cannot tell its constant.
+
+    Reference:
+        D. Gilton, G. Ongie and R. Willett, "Deep equilibrium architectures for inverse problems in imaging", IEEE
+        Trans. Comput. Imaging 7 (2021) 1123-1133, eq. (9) (DE-Prox). Their convergence theorem needs the smallest
+        eigenvalue of :math:`A^H A` to be positive, which undersampled MRI denies; the relaxation by :math:`\theta` and
+        the reference image make this form contract without it.
+    """
+
+    def __init__(self, prior: CertifiedMap, *, contraction: float = 0.98) -> None:
+        super().__init__()
+        self.contraction = check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
+        if not isinstance(prior, CertifiedMap):
+            raise TypeError(
+                f"The prior must have a method `certified_lipschitz()`; {type(prior).__name__} has none. Use "
+                "`DnCNN(..., spectral_norm='certified')`."
+            )
+        if not math.isfinite(float(prior.certified_lipschitz())):
+            raise ValueError(
+                "The prior has no finite certified Lipschitz constant, so the equilibrium need not exist. Build it "
+                "with `spectral_norm='certified'`."
+            )
+        self.prior: CertifiedMap = prior
+        # Unconstrained parameters; the properties below map them into their intervals.
+        self.raw_step_size = nn.Parameter(torch.tensor(0.0))
+        self.raw_relaxation = nn.Parameter(torch.tensor(0.0))
+        self.raw_weight = nn.Parameter(torch.tensor(3.0))
+
+    @property
+    def step_size(self) -> Tensor:
+        """The step size :math:`s` in units of :math:`1 / L`, in ``(0, 2)``."""
+        return 2 * torch.sigmoid(self.raw_step_size)
+
+    @property
+    def relaxation(self) -> Tensor:
+        r"""The share :math:`\theta` of the prior, in ``(0, 1)``."""
+        return torch.sigmoid(self.raw_relaxation)
+
+    @property
+    def weight(self) -> Tensor:
+        r"""The weight :math:`\rho` of the step against the reference image, in ``(0, 1)``."""
+        lipschitz = 1 - self.relaxation + self.relaxation * float(self.prior.certified_lipschitz())
+        return self.contraction * torch.sigmoid(self.raw_weight) / lipschitz.clamp_min(1.0)
+
+    def initial_state(self, x: tuple[Measurement, Tensor]) -> Tensor:
+        """Start from the reference image."""
+        return x[1]
+
+    def forward(self, z: Tensor, x: tuple[Measurement, Tensor]) -> Tensor:
+        """Return the next image.
+
+        Args:
+            z: image as two channels ``(B, 2, *space)``.
+            x: the measurement, and the reference image as two channels ``(B, 2, *space)``.
+        """
+        measurement, reference = x
+        v = gradient_step(z, measurement, self.step_size)
+        step = torch.lerp(v, self.prior(v), self.relaxation)
+        return torch.lerp(reference, step, self.weight)

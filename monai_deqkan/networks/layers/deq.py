@@ -1,0 +1,107 @@
+"""DEQLayer: a layer whose output is the equilibrium of a cell."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_deqkan.adjoints import ADJOINTS, Adjoint
+from monai_deqkan.networks.layers.lipschitz import frozen_weights
+from monai_deqkan.solvers import SOLVERS, FixedPointSolver, Solution
+from monai_deqkan.solvers.solution import State
+
+__all__ = ["DEQLayer"]
+
+
+class DEQLayer(nn.Module):
+    r"""Return the equilibrium :math:`z^* = f(z^*, x)` of a cell.
+
+    The injection ``x`` is computed once, outside. The solve runs without autocast, in float32 at least (in half
+    precision a solver with a useful tolerance does not converge), with the cell's normalized weights computed once.
+    Solve statistics go to open :class:`~monai_deqkan.solvers.SolveRecorder` blocks.
+
+    Args:
+        cell: module ``cell(z, x) -> z'`` that keeps the shape of ``z``, treats samples independently and is constant
+            during a solve: no dropout or batch statistics inside. It may have a method ``initial_state(x)``.
+        solver: a solver, its registered name, or ``(name, settings)``.
+        adjoint: an adjoint, its registered name, or ``(name, settings)``.
+
+    Raises:
+        ValueError: for an unknown name or a setting out of range.
+        TypeError: for an unknown setting.
+
+    Example:
+        >>> import torch
+        >>> class Cell(torch.nn.Module):
+        ...     def forward(self, z, x):
+        ...         return 0.5 * torch.tanh(z) + x
+        >>> DEQLayer(Cell())(torch.zeros(1, 2))
+        tensor([[0., 0.]])
+
+    Reference:
+        S. Bai, J. Z. Kolter and V. Koltun, "Deep equilibrium models", NeurIPS 2019.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = "anderson",
+        adjoint: str | tuple[str, dict[str, Any]] | Adjoint = "implicit",
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        self.solver = SOLVERS.build(solver)
+        self.adjoint = ADJOINTS.build(adjoint)
+
+    def forward(self, x: Any, z0: State | None = None) -> State:
+        """Return the equilibrium.
+
+        Args:
+            x: per-sample data of the cell: a tensor ``(B, *)``, a tuple, or an object with ``take(rows)``.
+            z0: start (warm start); by default the cell's ``initial_state(x)``, or zeros like ``x``.
+
+        Returns:
+            The equilibrium, of the shape of ``z0``.
+        """
+        return self.solve(x, z0).z
+
+    def solve(self, x: Any, z0: State | None = None) -> Solution:
+        """Return the equilibrium with the statistics of its solve; arguments as in :meth:`forward`.
+
+        Raises:
+            TypeError: if there is neither a ``z0`` nor a way to make one.
+        """
+        x = _at_least_float32(x)
+        start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
+        device = (start if isinstance(start, Tensor) else start[0]).device
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(frozen_weights(self.cell))
+            return self.adjoint.solve(self.cell, start, self.solver, x)
+
+    def extra_repr(self) -> str:
+        """Name the solver and the adjoint with their settings."""
+        return f"solver={self.solver}, adjoint={self.adjoint}"
+
+    def _initial_state(self, x: Any) -> State:
+        make = getattr(self.cell, "initial_state", None)
+        if callable(make):
+            return make(x)
+        if isinstance(x, Tensor):
+            return torch.zeros_like(x)
+        raise TypeError(
+            f"No start for the solve: `x` is a {type(x).__name__}, not a tensor. Pass `z0`, or give the cell a method "
+            "`initial_state(x)`."
+        )
+
+
+def _at_least_float32(value: Any) -> Any:
+    """Raise half-precision tensors to float32, within tuples too."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, (tuple, list)):
+        return tuple(_at_least_float32(item) for item in value)
+    return value
