@@ -1,5 +1,6 @@
-"""Data sets: samples, folders, fastMRI files."""
+"""Data sets: samples, folders, fastMRI files; and the bundles that come with the package."""
 
+from monai_deqkan.data.bundles import bundle_folder, bundle_metadata, bundle_names, copy_bundle
 from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_slices, write_kspace
 from monai_deqkan.data.folders import (
     class_names,
@@ -12,8 +13,12 @@ from monai_deqkan.data.folders import (
 )
 
 __all__ = [
+    "bundle_folder",
+    "bundle_metadata",
+    "bundle_names",
     "class_names",
     "classification_items",
+    "copy_bundle",
     "find_kspace_files",
     "hold_out",
     "image_files",
