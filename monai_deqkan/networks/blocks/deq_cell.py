@@ -88,7 +88,7 @@ class ReconstructionCell(nn.Module):
 
     Reference:
         D. Gilton, G. Ongie and R. Willett, "Deep equilibrium architectures for inverse problems in imaging", IEEE
-        Trans. Comput. Imaging 7 (2021) 1123-1133, eq. (9) (DE-Prox). Their convergence theorem needs the smallest
+        Trans. Comput. Imaging 7 (2021) 1123-1133 (DE-Prox). Their convergence theorem needs the smallest
         eigenvalue of :math:`A^H A` to be positive, which undersampled MRI denies; the relaxation by :math:`\theta` and
         the reference image make this form contract without it.
     """

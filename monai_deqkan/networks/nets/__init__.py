@@ -1,11 +1,13 @@
 """Whole networks with MONAI's constructor words."""
 
+from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor
 from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier
 from monai_deqkan.networks.nets.dncnn import DnCNN
 from monai_deqkan.networks.nets.kan_unet import KANUNet
 
 __all__ = [
+    "ConvexRidgeDenoiser",
     "DEQKANClassifier",
     "DEQReconstructor",
     "DnCNN",

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_finite, check_int, check_spatial_dims, check_tensor
+from monai_deqkan._checks import check_choice, check_finite, check_int, check_spatial_dims, check_tensor
 from monai_deqkan._complex import as_complex, complex_to_channels
 from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.data_consistency import Measurement
 from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ReconstructionCell
 from monai_deqkan.networks.layers.deq import DEQLayer
+from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.dncnn import DnCNN
 from monai_deqkan.operators import MRIOperator
 from monai_deqkan.solvers import FixedPointSolver
@@ -25,16 +26,18 @@ class DEQReconstructor(nn.Module):
     r"""Reconstruct an image from undersampled k-space, as the equilibrium of physics and a learned prior.
 
     The reference image and start is a CG-SENSE reconstruction of few iterations; the equilibrium is that of
-    :class:`~monai_deqkan.networks.blocks.ReconstructionCell`, a contraction for any sampling mask. Every step is
-    positively homogeneous, so k-space may come in any unit. Gradients are implicit: training memory does not
-    grow with the number of steps.
+    :class:`~monai_deqkan.networks.blocks.ReconstructionCell`, a contraction for any sampling mask. K-space may come in
+    any unit: each sample is divided by the brightness of its reference image for the solve. Gradients are implicit:
+    training memory does not grow with the number of steps.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        prior: module on two channels with a method ``certified_lipschitz()``; by default a :class:`DnCNN` with
-            certified spectral normalization.
-        num_layers: number of layers of the default prior.
-        features: number of channels of the default prior.
+        prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"dncnn"`` for a :class:`DnCNN` with certified spectral
+            normalization, or a module on two channels with a method ``certified_lipschitz()``. A plain stack of
+            certified layers loses signal at every activation; ``tests/benchmarks/bench_reconstruction_priors.py``
+            compares the two.
+        num_layers: number of layers of a prior given by name; by default that network's own.
+        features: number of channels of a prior given by name; by default that network's own.
         contraction: certified contraction factor of the step, dimensionless, in ``(0, 1)``.
         num_cg_steps: iterations of the CG-SENSE reconstruction it starts from.
         solver: fixed-point solver, by name, ``(name, settings)`` or object.
@@ -56,10 +59,10 @@ class DEQReconstructor(nn.Module):
     def __init__(
         self,
         spatial_dims: int,
-        prior: CertifiedMap | None = None,
+        prior: str | CertifiedMap = "ridge",
         *,
-        num_layers: int = 8,
-        features: int = 32,
+        num_layers: int | None = None,
+        features: int | None = None,
         contraction: float = 0.98,
         num_cg_steps: int = 8,
         solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = ("anderson", {"rtol": 1e-3}),
@@ -68,8 +71,10 @@ class DEQReconstructor(nn.Module):
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.num_cg_steps = check_int("num_cg_steps", num_cg_steps, minimum=0)
-        if prior is None:
-            prior = DnCNN(spatial_dims, 2, 2, num_layers, features, residual=False, spectral_norm="certified")
+        if isinstance(prior, str):
+            prior = _prior(prior, spatial_dims, num_layers, features)
+        elif num_layers is not None or features is not None:
+            raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
         self.equilibrium = DEQLayer(ReconstructionCell(prior, contraction=contraction), solver, adjoint)
 
     def forward(self, kspace: Tensor, mask: Tensor | None = None, sensitivity_maps: Tensor | None = None) -> Tensor:
@@ -94,10 +99,11 @@ class DEQReconstructor(nn.Module):
             if sensitivity_maps is not None:
                 sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").to(kspace.dtype)
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
-            measurement = Measurement.of(operator, kspace)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
-        image = self.equilibrium((measurement, reference))
-        return image if isinstance(image, Tensor) else image[0]
+            unit = _brightness(reference)
+            measurement = Measurement.of(operator, kspace / unit)
+        image = self.equilibrium((measurement, reference / unit))
+        return (image if isinstance(image, Tensor) else image[0]) * unit
 
     def _checked(self, kspace: Tensor) -> Tensor:
         kspace = as_complex(check_tensor("kspace", kspace))
@@ -108,3 +114,22 @@ class DEQReconstructor(nn.Module):
             )
         check_finite("kspace", torch.view_as_real(kspace), "Remove broken slices before reconstruction.")
         return kspace.to(torch.complex128 if kspace.dtype == torch.complex128 else torch.complex64)
+
+
+def _prior(name: str, spatial_dims: int, num_layers: int | None, features: int | None) -> CertifiedMap:
+    settings: dict[str, Any] = {"num_layers": num_layers, "features": features}
+    chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    if check_choice("prior", name, ("ridge", "dncnn")) == "ridge":
+        return ConvexRidgeDenoiser(spatial_dims, 2, **chosen)
+    return DnCNN(spatial_dims, 2, 2, residual=False, spectral_norm="certified", **chosen)
+
+
+def _brightness(image: Tensor) -> Tensor:
+    """Return the root mean square of a complex image, weighted by its own power: ``(B, 1, *ones)``.
+
+    Unlike the plain one it hardly depends on how much empty background there is. One for an empty image.
+    """
+    power = image.square().sum(dim=1).flatten(1)
+    mean = power.square().sum(dim=1) / power.sum(dim=1).clamp_min(torch.finfo(power.dtype).tiny)
+    unit = torch.where(mean > 0, mean.sqrt(), torch.ones_like(mean))
+    return unit.view(-1, *[1] * (image.ndim - 1))

@@ -1,0 +1,97 @@
+"""A denoiser that never expands: gradient steps on learned convex ridge functions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from monai_deqkan._checks import check_int, check_shape, check_spatial_dims
+from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+
+__all__ = ["ConvexRidgeDenoiser"]
+
+
+class ConvexRidgeDenoiser(nn.Module):
+    r"""Denoise by a few gradient steps on learned convex functions; 1-Lipschitz by construction.
+
+    Layer :math:`l` is a gradient step on :math:`\sum_c \psi_c\big((W_l x)_c\big)` with convex :math:`\psi_c`,
+
+    .. math:: x \mapsto x - \tau_l\, W_l^\top \sigma_l(W_l x), \qquad \sigma(t) = \lambda \tanh(t / \lambda),
+
+    with a convolution of certified norm :math:`\|W_l\| \le 1`, learned thresholds :math:`\lambda > 0` per feature and
+    step sizes :math:`0 < \tau_l < 2`. As :math:`\sigma` is monotone with slopes in :math:`[0, 1]`, each layer is
+    nonexpansive, and so is their composition. Unlike a plain network of certified layers, which loses signal at every
+    activation, it starts close to the identity and can leave an image as it is.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        channels: number of image channels, in and out.
+        num_layers: number of gradient steps.
+        features: number of features :math:`c` of each step.
+        kernel_size: size of the kernels, odd.
+        threshold: :math:`\lambda` to start from, in the unit of the image.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> denoiser = ConvexRidgeDenoiser(spatial_dims=2, channels=2)
+        >>> denoiser(torch.zeros(1, 2, 8, 8)).shape, denoiser.certified_lipschitz()
+        (torch.Size([1, 2, 8, 8]), 1.0)
+
+    Reference:
+        A. Goujon et al., "A neural-network-based convex regularizer for inverse problems", IEEE Trans. Comput. Imaging
+        9 (2023) 781-795: one such step, with learned splines for :math:`\sigma`. Several, each with functions of its
+        own, are the layers of L. Meunier et al., "A dynamical system perspective for Lipschitz neural networks", ICML
+        2022, there with ReLU for :math:`\sigma`.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int = 2,
+        num_layers: int = 4,
+        features: int = 16,
+        *,
+        kernel_size: int = 5,
+        threshold: float = 0.015,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = check_spatial_dims(spatial_dims)
+        self.channels = check_int("channels", channels)
+        check_int("num_layers", num_layers)
+        check_int("features", features)
+        if check_int("kernel_size", kernel_size) % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd; got {kernel_size}.")
+        if not threshold > 0:
+            raise ValueError(f"`threshold` must be positive; got {threshold}.")
+        self.analysis = nn.ModuleList(
+            certified_spectral_norm(
+                Conv[Conv.CONV, spatial_dims](channels, features, kernel_size, padding=kernel_size // 2, bias=False)
+            )
+            for _ in range(num_layers)
+        )
+        start = torch.full((num_layers, features), float(threshold))
+        self.raw_threshold = nn.Parameter(start.expm1().log())  # softplus of it is the threshold
+        self.raw_step_size = nn.Parameter(torch.zeros(num_layers))
+
+    def certified_lipschitz(self) -> float:
+        """Return 1: the Lipschitz constant holds for any weights and image size."""
+        return 1.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Denoise an image ``(B, channels, *space)``.
+
+        Raises:
+            ValueError: if the image has another rank or number of channels.
+        """
+        check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
+        transpose = F.conv_transpose2d if self.spatial_dims == 2 else F.conv_transpose3d
+        thresholds = F.softplus(self.raw_threshold).view(*self.raw_threshold.shape, *[1] * self.spatial_dims)
+        steps = 2 * torch.sigmoid(self.raw_step_size)
+        for layer, threshold, step in zip(self.analysis, thresholds, steps, strict=True):
+            response = threshold * torch.tanh(layer(image) / threshold)
+            image = image - step * transpose(response, layer.weight, padding=layer.padding)
+        return image
