@@ -6,10 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SaveImage, Transform
+from monai.data.utils import to_affine_nd
+from monai.transforms import MapTransform, Transform
+from PIL import Image
 from torch import Tensor
 
 from monai_deqkan._checks import check_shape
@@ -22,8 +26,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 class SaveMask(Transform):
     """Write a mask of class indices as ``<image name>_mask.png`` or ``.nii.gz``, with the values of the training masks.
 
-    Pictures (PNG, JPEG, BMP, TIFF) get a PNG; every other format gets NIfTI with the image's affine. The folders below
-    ``dataset_dir`` are kept.
+    Pictures (PNG, JPEG, BMP, TIFF) get a PNG, of 16 bits where a value is above 255; every other format, and values
+    that no PNG can hold, get NIfTI with the image's affine. The folders below ``dataset_dir`` are kept.
 
     Args:
         values: pixel value of each class.
@@ -49,25 +53,31 @@ class SaveMask(Transform):
         if int(classes.max()) >= len(self.values) or int(classes.min()) < 0:
             raise ValueError(f"Class indices must lie in [0, {len(self.values)}); got up to {int(classes.max())}.")
         source = Path(str(mask.meta["filename_or_obj"])).absolute()
-        picture = source.name.lower().endswith(_PICTURES)
         folder = self.output_dir / (source.parent.relative_to(self.root) if self.root in source.parents else "")
         stem = source.name[: -len(".nii.gz")] if source.name.lower().endswith(".nii.gz") else source.stem
-        target = folder / f"{stem}_mask{'.png' if picture else '.nii.gz'}"
+        target = folder / f"{stem}_mask{'.png' if self._fits_png(source) else '.nii.gz'}"
         if target.exists():
             raise FileExistsError(
                 f"The mask is there already: {target}. Two images share a name, or choose a new folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        large = int(self.values.max()) > 255 or int(self.values.min()) < 0
-        save = SaveImage(
-            output_ext=".png" if picture else ".nii.gz",
-            output_dtype="int32" if large else "uint8",
-            resample=False,
-            separate_folder=False,
-            print_log=False,
-        )
-        save(MetaTensor(self.values[classes].float(), meta=dict(mask.meta)), filename=str(folder / f"{stem}_mask"))
+        pixels = self.values[classes[0]].numpy()
+        if target.suffix == ".png":
+            # MONAI's readers put a picture's columns first.
+            Image.fromarray(pixels.T.astype(np.uint8 if self._lie_in(0, 255) else np.uint16)).save(target)
+        else:
+            small = self._lie_in(0, 255)
+            affine = to_affine_nd(3, mask.affine.cpu().numpy())
+            nib.save(nib.Nifti1Image(pixels.astype(np.uint8 if small else np.int32), affine), target)
         return mask
+
+    def _fits_png(self, source: Path) -> bool:
+        """Tell whether the image is a picture and a PNG can hold the values, 16 bits at most."""
+        picture = source.name.lower().endswith(_PICTURES)
+        return picture and self._lie_in(0, 65535)
+
+    def _lie_in(self, low: int, high: int) -> bool:
+        return low <= int(self.values.min()) <= int(self.values.max()) <= high
 
 
 class SaveMaskd(MapTransform):
