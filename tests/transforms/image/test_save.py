@@ -71,7 +71,7 @@ def test_existing_file_is_refused_and_left_alone(tmp_path):
     save = SaveMaskd("pred", [0, 1], tmp_path / "out", tmp_path)
     save({"pred": mask})
     before = (tmp_path / "out" / "x_mask.png").read_bytes()
-    with pytest.raises(FileExistsError, match="The mask is there already: .*x_mask.png"):
+    with pytest.raises(FileExistsError, match=r"The mask is there already: .*x_mask\.png"):
         save({"pred": 1 - mask})
     assert (tmp_path / "out" / "x_mask.png").read_bytes() == before
 

@@ -1,0 +1,217 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from monai_deqkan.adjoints import ImplicitAdjoint, UnrolledAdjoint
+from monai_deqkan.networks.layers import remove_spectral_norm
+from monai_deqkan.networks.nets import DEQReconstructor, DnCNN
+from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
+from monai_deqkan.solvers import AndersonSolver, SolveRecorder
+from monai_deqkan.variational import cg_sense
+
+TIGHT = AndersonSolver(rtol=1e-11, max_iter=400, on_failure="ignore")
+
+
+def small(spatial_dims=2, **settings):
+    torch.manual_seed(0)
+    defaults = {"num_layers": 2, "features": 4, "num_cg_steps": 4, "solver": AndersonSolver(rtol=1e-5, max_iter=200)}
+    return DEQReconstructor(spatial_dims, **{**defaults, **settings})
+
+
+def scene(shape=(24, 20), coils=4, batch=2, full=False, dtype=torch.complex64):
+    """Return undersampled k-space, mask, maps and the complex image of a box with a hole."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.zeros(batch, *shape)
+    image[(slice(None), *(slice(size // 4, -size // 4) for size in shape))] = 1.0
+    image[(slice(None), *(slice(size // 3, size // 2) for size in shape))] = 0.4
+    image = (image * torch.linspace(1, 2, batch).view(-1, *[1] * len(shape))).to(dtype)
+    maps = smooth_coil_maps(shape, coils, generator=generator).to(dtype)
+    mask = torch.ones(shape[-1], dtype=torch.bool)
+    if not full:
+        mask = equispaced_mask(shape[-1], 2, 0.3, generator=generator)
+    mask = mask.view(*[1] * (len(shape) + 1), -1)
+    return simulate_kspace(image, maps) * mask, mask, maps[None], image
+
+
+def distance(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def magnitude(channels):
+    return channels.square().sum(1).sqrt()
+
+
+@pytest.mark.parametrize("prior", ["ridge", "dncnn"])
+@pytest.mark.parametrize("shape", [(24, 20), (8, 12, 10)])
+def test_finite_nonzero_gradients_of_every_parameter(prior, shape):
+    network = small(len(shape), prior=prior, num_cg_steps=1)
+    kspace, mask, maps, image = scene(shape)
+    kspace = kspace + 0.05 * torch.randn(kspace.shape, dtype=kspace.dtype) * mask
+    output = network(kspace, mask, maps)
+    (magnitude(output) - image.abs()).square().mean().backward()
+    assert output.shape == (2, 2, *shape)
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("prior", ["ridge", "dncnn"])
+def test_equilibrium_residual_is_small_and_recomputed(prior):
+    network, (kspace, mask, maps, _) = small(prior=prior), scene()
+    calls = []
+    network.equilibrium.register_forward_hook(lambda module, args, output: calls.append((args[0], output)))
+    with torch.no_grad(), SolveRecorder() as recorder:
+        network(kspace, mask, maps)
+        ((measurement, reference), z) = calls[0]
+        fz = network.equilibrium.cell(z, (measurement, reference))
+    assert (fz - z).flatten(1).norm(dim=1).div(fz.flatten(1).norm(dim=1)).max().item() <= 2e-5
+    assert bool(recorder.converged("forward").all())
+    assert distance(z, reference) > 1e-3  # the equilibrium is not just where it starts
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-6])
+def test_any_unit_of_kspace(scale):
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        assert distance(network(scale * kspace, mask, maps), scale * network(kspace, mask, maps)) < 1e-4
+
+
+def test_units_may_differ_within_a_batch():
+    network, (kspace, mask, maps, _) = small(), scene()
+    scale = torch.tensor([1.0, 1e5]).view(2, 1, 1, 1)
+    with torch.no_grad():
+        assert distance(network(kspace * scale, mask, maps)[1], 1e5 * network(kspace, mask, maps)[1]) < 1e-4
+
+
+def test_real_input_equals_complex_input():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        expected = network(kspace, mask, maps)
+        assert torch.equal(network(torch.view_as_real(kspace), mask, torch.view_as_real(maps)), expected)
+
+
+def test_inferred_mask_equals_the_given_one():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        assert distance(network(kspace, None, maps), network(kspace, mask, maps)) < 1e-5
+        assert distance(network(kspace), network(kspace, mask)) < 1e-5
+
+
+def test_sample_alone_equals_it_in_a_batch():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        together = network(kspace, mask, maps)
+        for row in range(2):
+            assert distance(network(kspace[row : row + 1], mask, maps), together[row : row + 1]) < 1e-4
+
+
+def test_masks_may_differ_within_a_batch():
+    network, (kspace, _, maps, _) = small(), scene(full=True)
+    masks = torch.cat([scene()[1], scene(full=True)[1]])
+    with torch.no_grad():
+        together = network(kspace * masks, masks, maps)
+        for row in range(2):
+            alone = network((kspace * masks)[row : row + 1], masks[row : row + 1], maps)
+            assert distance(alone, together[row : row + 1]) < 1e-4
+
+
+@pytest.mark.parametrize(("shape", "coils"), [((24, 20), 4), ((24, 20), 1), ((8, 12, 10), 4)])
+@pytest.mark.parametrize("prior", ["ridge", "dncnn"])
+def test_fully_sampled_noise_free_kspace_gives_the_image_back(shape, coils, prior):
+    kspace, mask, maps, image = scene(shape, coils, full=True)
+    with torch.no_grad():
+        output = small(len(shape), prior=prior)(kspace, mask, maps)
+    assert distance(torch.complex(output[:, 0], output[:, 1]), image) < (0.05 if prior == "ridge" else 0.6)
+
+
+def test_single_coil_without_maps():
+    _, mask, _, image = scene(coils=1)
+    truth = simulate_kspace(image, torch.ones(1, 24, 20, dtype=torch.complex64)) * mask
+    with torch.no_grad():
+        output = small()(truth, mask)
+    zero_filled = torch.fft.ifftshift(truth[:, 0], dim=(-2, -1))
+    zero_filled = torch.fft.fftshift(torch.fft.ifft2(zero_filled, norm="ortho"), dim=(-2, -1)).abs()
+    # Nothing fills the gaps of one coil without training; nothing gets lost either.
+    assert distance(magnitude(output), image.abs()) < 1.1 * distance(zero_filled, image.abs())
+
+
+def test_more_trust_in_the_data_comes_nearer_to_the_measured_kspace():
+    network, (kspace, mask, maps, image) = small(), scene()
+    reference = cg_sense(kspace, mask, maps, max_iter=50)
+    with torch.no_grad():
+        output = network(kspace, mask, maps)
+    found = torch.complex(output[:, 0], output[:, 1])
+    assert distance(found, reference) < 0.2
+    assert distance(found, image) < 0.3
+
+
+def test_implicit_gradient_equals_the_unrolled_one():
+    gradients = []
+    kspace, mask, maps, _ = scene((10, 8), 2, dtype=torch.complex128)
+    weight = torch.randn(2, 2, 10, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for adjoint in (ImplicitAdjoint(solver=TIGHT), UnrolledAdjoint()):
+        network = small(solver=TIGHT, adjoint=adjoint, contraction=0.8, num_cg_steps=1).double()
+        (network(kspace, mask, maps) * weight).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, implicit in gradients[0].items():
+        assert torch.allclose(implicit, gradients[1][name], rtol=1e-5, atol=1e-8), name
+
+
+def test_mixed_precision_outside_leaves_the_result_alone():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        expected = network(kspace, mask, maps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = network(kspace, mask, maps)
+    assert mixed.dtype == torch.float32
+    assert distance(mixed, expected) < 1e-5
+
+
+def test_reload_deepcopy_and_pickle():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        network.equilibrium.cell.raw_step_size.add_(0.7)
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+        expected = network(kspace, mask, maps)
+        other = small()
+        assert distance(other(kspace, mask, maps), expected) > 1e-4
+        other.load_state_dict(network.state_dict())
+        assert torch.equal(other(kspace, mask, maps), expected)
+        assert torch.equal(copy.deepcopy(network)(kspace, mask, maps), expected)
+        plain = pickle.loads(pickle.dumps(remove_spectral_norm(copy.deepcopy(network))))
+        assert distance(plain(kspace, mask, maps), expected) < 1e-4
+
+
+def test_kspace_of_zeros_gives_an_image_of_zeros_where_the_mask_is_known():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with torch.no_grad():
+        assert torch.equal(network(0 * kspace, mask, maps), torch.zeros(2, 2, 24, 20))
+    with pytest.raises(ValueError, match="zero everywhere"):
+        network(0 * kspace)
+
+
+def test_wrong_arguments_are_named():
+    network, (kspace, mask, maps, _) = small(), scene()
+    with pytest.raises(ValueError, match=r"`kspace` must have shape \(B, K, H, W\).*Single-coil data need a coil axis"):
+        network(kspace[:, 0])
+    with pytest.raises(ValueError, match="must be complex, or real with a last axis of 2"):
+        network(kspace.real)
+    with pytest.raises(TypeError, match=r"`kspace` must be a torch.Tensor; got ndarray"):
+        network(kspace.numpy())
+    broken = kspace.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"`kspace` must be finite.*Remove broken slices"):
+        network(broken)
+    with pytest.raises(ValueError, match="`mask` must"):
+        network(kspace, mask[0])
+    with pytest.raises(ValueError, match="maps"):
+        network(kspace, mask, maps[:, :3])
+    with pytest.raises(ValueError, match=r"`prior` must be one of ridge, dncnn; got 'ridg'. Did you mean 'ridge'"):
+        small(prior="ridg")
+    with pytest.raises(ValueError, match="leave them out with a module"):
+        small(prior=DnCNN(2, 2, 2, 2, 4, residual=False, spectral_norm="certified"))
+    with pytest.raises(ValueError, match="`num_cg_steps`"):
+        small(num_cg_steps=-1)
