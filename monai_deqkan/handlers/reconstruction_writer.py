@@ -13,7 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
-from monai_deqkan.solvers import SolveRecorder, SolveStatus
+from monai_deqkan.handlers.iteration_recorder import IterationRecorder
+from monai_deqkan.solvers import SolveStatus
 
 __all__ = ["ReconstructionWriter"]
 
@@ -34,14 +35,14 @@ class ReconstructionWriter:
     def __init__(self, output_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
         self.output_dir = Path(output_dir)
         self.root = Path(dataset_dir).absolute()
-        self._recorder: SolveRecorder | None = None
+        self._recorder: IterationRecorder | None = None
         self._source = ""
         self._slices: list[tuple[int, NDArray[np.float32]]] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose output has ``pred`` and whose batch has ``source``, ``slice`` and ``scale``."""
+        self._recorder = IterationRecorder.of(engine)
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, lambda _: self._flush())
 
@@ -55,14 +56,10 @@ class ReconstructionWriter:
         with self.table.open("w", newline="") as file:
             csv.writer(file).writerow(["file", "slice", "evaluations", "relative_residual", "status"])
 
-    def _open(self, engine: Engine) -> None:
-        self._recorder = SolveRecorder().__enter__()
-
     def _collect(self, engine: Any) -> None:
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
+        if self._recorder is None:
             return
-        recorder.__exit__(None, None, None)
+        recorder = self._recorder.last
         evaluations, residual, status = recorder.evaluations(), recorder.relative_residual(), recorder.status()
         rows: list[list[Any]] = []
         for row, (sample, output) in enumerate(zip(engine.state.batch, engine.state.output, strict=True)):

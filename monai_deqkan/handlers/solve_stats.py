@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_deqkan.solvers import SolveRecorder
+from monai_deqkan.handlers.iteration_recorder import IterationRecorder
 
 __all__ = ["SolveStatsHandler"]
 
@@ -28,38 +28,27 @@ class SolveStatsHandler:
     def __init__(self, backward: bool = False, prefix: str = "") -> None:
         self.backward = backward
         self.prefix = prefix
-        self._recorder: SolveRecorder | None = None
+        self._recorder: IterationRecorder | None = None
         self._epoch: dict[str, list[torch.Tensor]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer or evaluator."""
+        self._recorder = IterationRecorder.of(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._abandon)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch = {"evaluations": [], "converged": [], "residual": [], "backward": []}
 
-    def _open(self, engine: Engine) -> None:
-        self._recorder = SolveRecorder().__enter__()
-
-    def _close(self, engine: Engine) -> None:
+    def _collect(self, engine: Engine) -> None:
         if self._recorder is None:
             return
-        recorder, self._recorder = self._recorder, None
-        recorder.__exit__(None, None, None)
+        recorder = self._recorder.last
         self._epoch["evaluations"].append(recorder.evaluations().double())
         self._epoch["converged"].append(recorder.converged().double())
         self._epoch["residual"].append(recorder.relative_residual().double())
         self._epoch["backward"].append(recorder.converged("backward").double())
-
-    def _abandon(self, engine: Engine, error: BaseException) -> None:
-        if self._recorder is not None:
-            self._recorder.__exit__(None, None, None)
-            self._recorder = None
-        raise error
 
     def _report(self, engine: Engine) -> None:
         names = {"solve_evaluations": "evaluations", "solve_converged": "converged"}

@@ -1,0 +1,83 @@
+import csv
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+
+from monai_deqkan.handlers import ReconstructionWriter
+from monai_deqkan.networks.layers import DEQLayer
+from monai_deqkan.solvers import FixedPointIteration, open_recorders
+
+
+class Cell(torch.nn.Module):
+    def forward(self, z, x):
+        return 0.5 * z + x
+
+
+def run(tmp_path, samples, batch_size=1, solve=True):
+    """Write ``[(file, slice, value)]`` as constant complex images ``3 v + 4 v i``, each in unit 1 / 2."""
+    layer = DEQLayer(Cell(), FixedPointIteration(rtol=1e-3))
+    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+
+    def step(engine, index):
+        batch = batches[index]
+        engine.state.batch = [{"source": str(file), "slice": number, "scale": 2.0} for file, number, _ in batch]
+        if solve:
+            layer(torch.ones(len(batch), 1))
+        return [{"pred": torch.tensor([3.0, 4.0]).view(2, 1, 1).expand(2, 3, 2) * value} for _, _, value in batch]
+
+    engine = Engine(step)
+    ReconstructionWriter(tmp_path / "out", tmp_path / "in").attach(engine)
+    engine.run(range(len(batches)), max_epochs=1)
+    with (tmp_path / "out" / "slices.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def volume(path):
+    with h5py.File(path) as file:
+        return file["reconstruction"][:], file.attrs["slices"].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_volumes_in_order_and_in_the_unit_of_the_file(tmp_path, batch_size):
+    a, b = tmp_path / "in" / "site" / "a.h5", tmp_path / "in" / "b.h5"
+    rows = run(tmp_path, [(a, 2, 1.0), (a, 0, 2.0), (a, 5, 3.0), (b, 0, 7.0), (b, 1, 8.0)], batch_size)
+    images, slices = volume(tmp_path / "out" / "site" / "a.h5")
+    assert slices == [0, 2, 5]
+    assert images.dtype == np.float32
+    assert images.shape == (3, 3, 2)
+    # |3 v + 4 v i| = 5 v, times the scale 2.
+    assert np.allclose(images, 10 * np.array([2, 1, 3]).reshape(3, 1, 1))
+    images, slices = volume(tmp_path / "out" / "b.h5")
+    assert slices == [0, 1]
+    assert np.allclose(images, 10 * np.array([7, 8]).reshape(2, 1, 1))
+    assert [(row["file"], row["slice"]) for row in rows[:2]] == [("site/a.h5", "2"), ("site/a.h5", "0")]
+    # 2 ** -(k - 1) / (2 - 2 ** -(k - 1)) <= 1e-3 first at k = 10.
+    assert {(row["evaluations"], row["status"]) for row in rows} == {("10", "converged")}
+    assert all(float(row["relative_residual"]) <= 1e-3 for row in rows)
+
+
+def test_network_without_a_solve_leaves_its_columns_empty(tmp_path):
+    rows = run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)], solve=False)
+    assert rows == [{"file": "a.h5", "slice": "0", "evaluations": "", "relative_residual": "", "status": ""}]
+
+
+def test_existing_volume_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.h5").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)])
+    assert (tmp_path / "out" / "a.h5").read_bytes() == b"mine"
+
+
+def test_an_exception_leaves_no_recorder_open(tmp_path):
+    def step(engine, batch):
+        raise RuntimeError("broken slice")
+
+    engine = Engine(step)
+    ReconstructionWriter(tmp_path / "out", tmp_path / "in").attach(engine)
+    with pytest.raises(RuntimeError, match="broken slice"):
+        engine.run([0], max_epochs=1)
+    assert open_recorders() == ()
