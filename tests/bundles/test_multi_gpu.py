@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+
+def test_merged_config_wraps_the_same_network_and_splits_the_same_data(bundle):
+    configs = [bundle.folder / "configs" / name for name in ("train.json", "multi_gpu_train.json")]
+    plain, merged = ConfigParser.load_config_file(configs[0]), ConfigParser.load_config_files(configs)
+    for key in ("network_def", "optimizer", "loss", "checkpoint_items", "run", "task"):
+        assert merged[key] == plain[key]
+    assert merged["network"]["module"] == plain["network"]
+    parser = ConfigParser(merged)
+    for part in ("train", "validate"):
+        assert parser[f"{part}#dataloader#sampler"] == f"@{part}#sampler"
+        assert parser[f"{part}#sampler#dataset"] == parser[f"{part}#dataloader#dataset"] == f"@{part}#dataset"
+        assert parser[f"{part}#dataloader#shuffle"] is False
+    # Every sample of the validation counts once; in training the processes must take the same number of steps.
+    assert parser["train#sampler#even_divisible"]
+    assert not parser["validate#sampler#even_divisible"]
+    assert any("start_training" in step for step in merged["initialize"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(bundle, tmp_path):
+    configs = [str(bundle.folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    settings = {"dataset_dir": bundle.dataset_dir, "bundle_root": tmp_path, "max_epochs": 1, "progress": False}
+    settings |= {"device": "$torch.device('cpu')", "amp": False, **bundle.tiny}
+    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [*launcher, "-m", "monai.bundle", "run", "--config_file", str(configs), *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "find_unused_parameters" not in finished.stderr
+    checkpoint = torch.load(tmp_path / "models" / "checkpoint_epoch=1.pt", weights_only=True)
+    assert checkpoint["trainer"]["epoch_length"] * 2 * bundle.tiny["batch_size"] >= 4
+    names = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert not [name for name in names if name.startswith("module.")]

@@ -1,0 +1,192 @@
+import csv
+import json
+import math
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import verify_net_in_out
+from PIL import Image
+
+CHEST, LUNG, BRAIN = (
+    "chest_xray_deqkan_classification",
+    "lung_xray_kanunet_segmentation",
+    "brain_mri_deq_reconstruction",
+)
+KEY_METRICS = {CHEST: "val_auc", LUNG: "val_mean_dice", BRAIN: "val_psnr"}
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_leaves_a_model_and_what_it_is_for(bundle):
+    state = torch.load(bundle.trained / "model.pt", weights_only=True)
+    task = json.loads((bundle.trained / "model.json").read_text())
+    assert all(torch.isfinite(value).all() for value in state.values() if torch.is_tensor(value))
+    assert task["key_metric"]["name"] == KEY_METRICS[bundle.name]
+    assert math.isfinite(task["key_metric"]["value"])
+    assert (bundle.trained / "checkpoint_epoch=1.pt").is_file()
+    assert any((bundle.work / "trained_logs").iterdir())
+
+
+def test_training_changes_every_parameter(bundle, tmp_path):
+    workflow = bundle.workflow("train", **bundle.tiny, ckpt_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "l"))
+    workflow.initialize()
+    before = workflow.parser.get_parsed_content("network_def").state_dict()
+    after = torch.load(bundle.trained / "model.pt", weights_only=True)
+    names = [name for name, _ in workflow.parser.get_parsed_content("network_def").named_parameters()]
+    assert [name for name in names if torch.equal(before[name], after[name])] == []
+
+
+def test_check_properties_of_training_and_inference(bundle, tmp_path):
+    train = bundle.workflow("train", **bundle.tiny, ckpt_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "l"))
+    train.initialize()
+    assert train.check_properties() == []
+    inference = bundle.workflow("inference", ckpt_dir=str(bundle.trained), output_dir=str(tmp_path / "p"))
+    inference.initialize()
+    assert inference.check_properties() == []
+
+
+def test_check_properties_of_evaluate_laid_over_train(bundle, tmp_path):
+    settings = {"ckpt_dir": str(bundle.trained), "output_dir": str(tmp_path / "e")}
+    workflow = bundle.workflow_of(["train.json", "evaluate.json"], "train", **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.fixture
+def evaluation(bundle, tmp_path):
+    bundle.run("evaluate", ckpt_dir=str(bundle.trained), output_dir=str(tmp_path / "eval"))
+    return tmp_path / "eval"
+
+
+@pytest.fixture
+def prediction(bundle, tmp_path):
+    settings = {"ckpt_dir": str(bundle.trained), "output_dir": str(tmp_path / "out")}
+    bundle.run("inference", dataset_dir=str(bundle.dataset_dir / "test"), **settings)
+    return tmp_path / "out"
+
+
+def test_evaluation_writes_finite_metrics(bundle, evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert KEY_METRICS[bundle.name] in metrics
+    # A barely trained network may predict one class only, for which a distance or a ratio does not exist.
+    required = set(metrics) - {"val_hd95", "val_f1"}
+    assert {name for name in required if metrics[name] is None} == set()
+    assert ("solve_converged" in metrics) == (bundle.name != LUNG)
+
+
+@pytest.mark.parametrize("bundle", [CHEST], indirect=True)
+def test_classification_tables(bundle, evaluation, prediction):
+    for table, labelled in ((evaluation, True), (prediction, False)):
+        rows = rows_of(table / "predictions.csv")
+        assert len(rows) == 4
+        for row in rows:
+            chances = [float(row["probability_NORMAL"]), float(row["probability_PNEUMONIA"])]
+            assert sum(chances) == pytest.approx(1, abs=1e-5)
+            assert row["prediction"] == ["NORMAL", "PNEUMONIA"][chances[1] >= 0.5]
+            assert ("label" in row) == labelled
+            assert row.get("label", row["image"].split("/")[-2]) == row["image"].split("/")[-2]
+    # The same images through both configs: the same probabilities.
+    found = [[row["probability_NORMAL"] for row in rows_of(t / "predictions.csv")] for t in (evaluation, prediction)]
+    assert np.allclose(np.float64(found[0]), np.float64(found[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("bundle", [CHEST], indirect=True)
+def test_evaluation_scores_agree_with_the_table(bundle, evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = rows_of(evaluation / "predictions.csv")
+    assert metrics["val_accuracy"] == pytest.approx(np.mean([row["prediction"] == row["label"] for row in rows]))
+
+
+@pytest.mark.parametrize("bundle", [LUNG], indirect=True)
+def test_segmentation_tables_and_masks(bundle, evaluation, prediction):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = rows_of(evaluation / "images.csv")
+    assert [row["image"] for row in rows] == ["test/images/case_0.png", "test/images/case_1.png"]
+    assert metrics["val_mean_dice"] == pytest.approx(np.mean([float(row["dice_foreground"]) for row in rows]), abs=1e-4)
+    written = sorted(path.relative_to(prediction).as_posix() for path in prediction.rglob("*.png"))
+    # Inference takes every image below the folder it is given, here the masks too.
+    assert [path for path in written if path.startswith("images/")] == [f"images/case_{i}_mask.png" for i in range(2)]
+    for index in range(2):
+        mask = np.asarray(Image.open(prediction / f"images/case_{index}_mask.png"))
+        image = np.asarray(Image.open(bundle.dataset_dir / f"test/images/case_{index}.png"))
+        assert mask.shape == image.shape
+        assert set(np.unique(mask)) <= {0, 255}
+
+
+@pytest.mark.parametrize("bundle", [BRAIN], indirect=True)
+def test_reconstructed_volumes(bundle, evaluation, prediction):
+    for folder, inside in ((evaluation, "test/scan_0.h5"), (prediction, "scan_0.h5")):
+        with h5py.File(folder / inside) as file, h5py.File(bundle.dataset_dir / "test/scan_0.h5") as truth:
+            images, reference = file["reconstruction"][:], truth["reconstruction_rss"][:]
+            assert file.attrs["slices"].tolist() == [0, 1]
+        assert images.dtype == np.float32
+        # In the unit of the file, slices in order: nearer to their own reference than zero is.
+        for image, own in zip(images, reference, strict=True):
+            assert np.linalg.norm(image - own) < 0.7 * np.linalg.norm(own)
+        rows = rows_of(folder / "slices.csv")
+        assert [(row["file"], row["slice"]) for row in rows] == [(inside, "0"), (inside, "1")]
+        assert {row["status"] for row in rows} == {"converged"}
+        assert all(float(row["relative_residual"]) <= 1e-2 for row in rows)
+
+
+@pytest.mark.parametrize("bundle", [LUNG], indirect=True)
+def test_segmentation_of_nifti_keeps_the_geometry(bundle, tmp_path):
+    affine = np.diag([-0.7, 0.8, 1.0, 1.0])
+    affine[:3, 3] = 5, -3, 2
+    source = tmp_path / "images" / "scan.nii.gz"
+    source.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((45, 39)).astype(np.float32), affine), source)
+    settings = {"ckpt_dir": str(bundle.trained), "output_dir": str(tmp_path / "out")}
+    bundle.run("inference", dataset_dir=str(source.parent), **settings)
+    mask = nib.load(tmp_path / "out" / "scan_mask.nii.gz")
+    assert mask.shape[:2] == (45, 39)
+    assert np.allclose(mask.affine, affine)
+    assert set(np.unique(mask.get_fdata())) <= {0, 255}
+
+
+def test_resume_goes_on_with_the_next_epoch(bundle, tmp_path):
+    ckpt_dir = bundle.copy_of_trained(tmp_path / "models")
+    first = torch.load(ckpt_dir / "checkpoint_epoch=1.pt", weights_only=True)
+    workflow = bundle.train(ckpt_dir, resume=True, max_epochs=2, output_dir=str(tmp_path / "logs"))
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    steps = first["trainer"]["iteration"]
+    assert trainer.state.epoch == 2
+    assert trainer.state.iteration == 2 * steps
+    assert torch.load(ckpt_dir / "checkpoint_epoch=2.pt", weights_only=True)["trainer"]["iteration"] == 2 * steps
+    optimizer = workflow.parser.get_parsed_content("optimizer")
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2 * steps}
+    assert not (ckpt_dir / "previous").exists()
+
+
+def test_new_training_moves_the_old_one_aside(bundle, tmp_path):
+    ckpt_dir = bundle.copy_of_trained(tmp_path / "models")
+    weights = (ckpt_dir / "model.pt").read_bytes()
+    bundle.train(ckpt_dir, output_dir=str(tmp_path / "logs"))
+    assert (ckpt_dir / "previous" / "model.pt").read_bytes() == weights
+    assert (ckpt_dir / "model.pt").is_file()
+
+
+def test_trainings_with_one_seed_are_equal(bundle, tmp_path):
+    bundle.train(tmp_path / "models", output_dir=str(tmp_path / "logs"))
+    again = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    first = torch.load(bundle.trained / "model.pt", weights_only=True)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_network_takes_and_gives_what_the_metadata_say(bundle, n):
+    configs = bundle.folder / "configs"
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        device="cpu",
+        n=n,
+        ckpt_dir=str(bundle.work / "none"),
+    )
