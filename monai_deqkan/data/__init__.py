@@ -11,8 +11,10 @@ from monai_deqkan.data.folders import (
     mask_values,
     segmentation_items,
 )
+from monai_deqkan.data.samples import SAMPLES, write_sample
 
 __all__ = [
+    "SAMPLES",
     "bundle_folder",
     "bundle_metadata",
     "bundle_names",
@@ -28,4 +30,5 @@ __all__ = [
     "mask_values",
     "segmentation_items",
     "write_kspace",
+    "write_sample",
 ]
