@@ -1,6 +1,7 @@
 """Ignite handlers."""
 
 from monai_deqkan.handlers.best_model import BestModelSaver
+from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
 from monai_deqkan.handlers.metrics_writer import MetricsWriter
 from monai_deqkan.handlers.probability_table import ProbabilityTable
@@ -9,6 +10,7 @@ from monai_deqkan.handlers.solve_stats import SolveStatsHandler
 
 __all__ = [
     "BestModelSaver",
+    "HistoryWriter",
     "ImageTable",
     "MetricsWriter",
     "ProbabilityTable",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -55,16 +55,16 @@ class SolveRecorder:
 
     def __init__(self) -> None:
         self.records: list[SolveRecord] = []
-        self._tokens: list[Token[tuple[SolveRecorder, ...]]] = []
 
     def __enter__(self) -> SolveRecorder:
-        self._tokens.append(_OPEN.set((*_OPEN.get(), self)))
+        _OPEN.set((*_OPEN.get(), self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _OPEN.reset(self._tokens.pop())
+        # By identity, not by token: handlers may close blocks in another order than they opened them.
+        _OPEN.set(tuple(recorder for recorder in _OPEN.get() if recorder is not self))
 
     def add(self, kind: str, stats: SolveStatistics) -> None:
         """Keep the statistics of one solve."""

@@ -18,7 +18,7 @@ class ConvexRidgeDenoiser(nn.Module):
 
     Layer :math:`l` is a gradient step on :math:`\sum_c \psi_c\big((W_l x)_c\big)` with convex :math:`\psi_c`,
 
-    .. math:: x \mapsto x - \tau_l\, W_l^\top \sigma_l(W_l x), \qquad \sigma(t) = \lambda \tanh(t / \lambda),
+    .. math:: x \mapsto x - \tau_l\, W_l^\top \sigma_l(W_l x), \qquad \sigma(t) = \min(\max(t, -\lambda), \lambda),
 
     with a convolution of certified norm :math:`\|W_l\| \le 1`, learned thresholds :math:`\lambda > 0` per feature and
     step sizes :math:`0 < \tau_l < 2`. As :math:`\sigma` is monotone with slopes in :math:`[0, 1]`, each layer is
@@ -43,9 +43,9 @@ class ConvexRidgeDenoiser(nn.Module):
 
     Reference:
         A. Goujon et al., "A neural-network-based convex regularizer for inverse problems", IEEE Trans. Comput. Imaging
-        9 (2023) 781-795: one such step, with learned splines for :math:`\sigma`. Several, each with functions of its
-        own, are the layers of L. Meunier et al., "A dynamical system perspective for Lipschitz neural networks", ICML
-        2022, there with ReLU for :math:`\sigma`.
+        9 (2023) 781-795: one such step, with learned splines for :math:`\sigma` (ours are the slopes of Huber
+        functions). Several, each with functions of its own, are the layers of L. Meunier et al., "A dynamical system
+        perspective for Lipschitz neural networks", ICML 2022, there with ReLU for :math:`\sigma`.
     """
 
     def __init__(
@@ -88,10 +88,18 @@ class ConvexRidgeDenoiser(nn.Module):
             ValueError: if the image has another rank or number of channels.
         """
         check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
-        transpose = F.conv_transpose2d if self.spatial_dims == 2 else F.conv_transpose3d
-        thresholds = F.softplus(self.raw_threshold).view(*self.raw_threshold.shape, *[1] * self.spatial_dims)
+        convolve, transpose, layout = (
+            (F.conv2d, F.conv_transpose2d, torch.channels_last)
+            if self.spatial_dims == 2
+            else (F.conv3d, F.conv_transpose3d, torch.channels_last_3d)
+        )
+        thresholds = F.softplus(self.raw_threshold).view(*self.raw_threshold.shape, *[1] * (self.spatial_dims + 1))
         steps = 2 * torch.sigmoid(self.raw_step_size)
         for layer, threshold, step in zip(self.analysis, thresholds, steps, strict=True):
-            response = threshold * torch.tanh(layer(image) / threshold)
-            image = image - step * transpose(response, layer.weight, padding=layer.padding)
-        return image
+            kernel = torch.as_tensor(layer.weight)
+            padding = kernel.shape[-1] // 2
+            # The thresholds are moved into the kernels, sigma(t) = lambda hardtanh(t / lambda), which spares passes
+            # over the features; channels last makes convolutions of few image channels several times faster on a CPU.
+            response = F.hardtanh(convolve(image.contiguous(memory_format=layout), kernel / threshold, padding=padding))
+            image = image - transpose(response, step * threshold * kernel, padding=padding)
+        return image.contiguous()

@@ -129,7 +129,10 @@ def _brightness(image: Tensor) -> Tensor:
 
     Unlike the plain one it hardly depends on how much empty background there is. One for an empty image.
     """
-    power = image.square().sum(dim=1).flatten(1)
+    # Relative to the largest value, so that fourth powers stay inside float32's range whatever the unit.
+    peak = image.abs().flatten(1).amax(dim=1)
+    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    power = (image.flatten(2) / peak[:, None, None]).square().sum(dim=1)
     mean = power.square().sum(dim=1) / power.sum(dim=1).clamp_min(torch.finfo(power.dtype).tiny)
-    unit = torch.where(mean > 0, mean.sqrt(), torch.ones_like(mean))
+    unit = torch.where(mean > 0, mean.sqrt(), torch.ones_like(mean)) * peak
     return unit.view(-1, *[1] * (image.ndim - 1))
