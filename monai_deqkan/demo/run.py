@@ -51,7 +51,7 @@ def run_demo(out: str | Path | None = None, only: str | None = None, quick: bool
     folder.mkdir(parents=True, exist_ok=True)
     report = Report("monai-deqkan demonstration", _subtitle(quick))
     report.add_text(
-        "Three bundles were trained here on images of an average of 152 brains (MNI152, shipped with nilearn). "
+        "The bundles were trained here on images of an average of 152 brains (MNI152, shipped with nilearn). "
         "Lesions, bias fields, coil sensitivities, phase and noise are simulated. The figures show that the way "
         "through works "
         "and that each network learns; they say nothing about patients."

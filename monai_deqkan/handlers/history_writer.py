@@ -16,7 +16,8 @@ class HistoryWriter:
     """Write ``history.csv``: epoch, mean training loss, and every metric of the trainer and the evaluator.
 
     One line per epoch, written as soon as the epoch ends; a resumed training goes on with the lines it finds. List it
-    after the ``ValidationHandler``, so that the epoch's validation is in. Epochs without validation repeat the last one's numbers.
+    after the ``ValidationHandler``, so that the epoch's validation is in. Epochs without
+    validation repeat the last one's numbers.
 
     Args:
         output_dir: folder of the file; made where absent.

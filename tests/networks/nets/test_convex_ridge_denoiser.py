@@ -1,0 +1,97 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from monai_deqkan.networks.layers import frozen_weights
+from monai_deqkan.networks.nets import ConvexRidgeDenoiser
+
+
+def noisy_steps(seed=0, size=32):
+    generator = torch.Generator().manual_seed(seed)
+    clean = (torch.rand(6, 2, 4, 4, generator=generator) > 0.5).float()
+    clean = F.interpolate(clean, size=(size, size), mode="nearest")
+    return clean, clean + 0.2 * torch.randn(clean.shape, generator=generator)
+
+
+def trained(steps=60):
+    torch.manual_seed(0)
+    net = ConvexRidgeDenoiser(2, num_layers=3, features=8, threshold=0.1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for step in range(steps):
+        clean, noisy = noisy_steps(step + 1)
+        optimizer.zero_grad()
+        F.mse_loss(net(noisy), clean).backward()
+        optimizer.step()
+    return net
+
+
+def test_one_layer_is_the_formula():
+    torch.manual_seed(0)
+    net = ConvexRidgeDenoiser(2, num_layers=1, features=3, kernel_size=3, threshold=0.05).double()
+    x = torch.randn(1, 2, 6, 7, dtype=torch.float64)
+    kernel = net.analysis[0].weight
+    threshold = F.softplus(net.raw_threshold[0]).view(1, -1, 1, 1)
+    response = torch.maximum(torch.minimum(F.conv2d(x, kernel, padding=1), threshold), -threshold)
+    expected = x - 2 * torch.sigmoid(net.raw_step_size[0]) * F.conv_transpose2d(response, kernel, padding=1)
+    assert torch.allclose(net(x), expected, atol=1e-12)
+    assert torch.allclose(threshold, torch.full_like(threshold, 0.05))
+
+
+def test_a_layer_is_the_gradient_of_a_convex_function():
+    # Its Jacobian is symmetric with eigenvalues in [1 - step, 1], whatever the weights.
+    torch.manual_seed(0)
+    net = ConvexRidgeDenoiser(2, num_layers=1, features=4, kernel_size=3, threshold=0.3).double()
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda z: net(z.view(1, 2, 5, 5)).flatten(), x.flatten())
+    assert torch.allclose(jacobian, jacobian.T, atol=1e-12)
+    eigenvalues = torch.linalg.eigvalsh(jacobian)
+    step = float(2 * torch.sigmoid(net.raw_step_size.detach()[0]))
+    assert float(eigenvalues.max()) <= 1 + 1e-9
+    assert float(eigenvalues.min()) >= 1 - step - 1e-9
+    assert float(eigenvalues.min()) < 0.9  # the step does something
+
+
+def test_trained_network_denoises_and_stays_nonexpansive():
+    net = trained()
+    clean, noisy = noisy_steps(0)
+    with torch.no_grad():
+        denoised = net(noisy)
+        assert float(F.mse_loss(denoised, clean)) < 0.5 * float(F.mse_loss(noisy, clean))
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            a = torch.randn(1, 2, 20, 24, generator=generator)
+            b = a + 10.0 ** (-seed) * torch.randn(1, 2, 20, 24, generator=generator)
+            assert float((net(a) - net(b)).norm()) <= float((a - b).norm()) * (1 + 1e-5)
+    assert net.certified_lipschitz() == 1.0
+
+
+def test_three_dimensions_and_gradients():
+    net = ConvexRidgeDenoiser(3, channels=1, num_layers=2, features=4, kernel_size=3)
+    x = torch.randn(2, 1, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    net(x).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_frozen_weights_and_copies_give_the_same():
+    net = ConvexRidgeDenoiser(2)
+    x = torch.randn(1, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+    with frozen_weights(net):
+        frozen = net(x)
+    other = ConvexRidgeDenoiser(2)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(frozen, net(x))
+    assert torch.equal(copy.deepcopy(net)(x), net(x))
+    assert torch.allclose(other(x), net(x), atol=1e-6)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="odd"):
+        ConvexRidgeDenoiser(2, kernel_size=4)
+    with pytest.raises(ValueError, match="positive"):
+        ConvexRidgeDenoiser(2, threshold=0.0)
+    with pytest.raises(ValueError, match=r"\(B, 2, H, W\)"):
+        ConvexRidgeDenoiser(2)(torch.zeros(1, 3, 8, 8))
