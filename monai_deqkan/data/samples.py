@@ -23,10 +23,18 @@ from monai_deqkan.operators import simulate_kspace, smooth_coil_maps, smooth_pha
 __all__ = ["SAMPLES", "write_sample"]
 
 Array = NDArray[np.float64]
+_Slabs = dict[str, tuple[tuple[int, int], ...]]
 
-# Axial position in MNI space, in mm, both ends included: slabs of different parts are at least 10 mm apart. Training
-# has the deep grey matter and the ventricles; networks trained without them took them for lesions.
-_SLABS = {"train": (4, 30), "val": (60, 66), "test": (40, 50)}
+# Axial positions in MNI space, in mm, both ends included: slabs of different parts are at least 10 mm apart. Where
+# lesions are looked for, training has the deep grey matter and the ventricles: networks trained without them took them
+# for lesions. Tissues differ more from slab to slab, so that val and test lie between training slabs.
+_ABOVE: _Slabs = {"train": ((4, 30),), "val": ((60, 66),), "test": ((40, 50),)}
+_BETWEEN: _Slabs = {"train": ((-14, -8), (20, 26), (53, 60)), "val": ((36, 43),), "test": ((2, 10),)}
+_SLABS = {
+    "brain_lesion": _ABOVE,
+    "brain_tissue": _BETWEEN,
+    "brain_kspace": _ABOVE,
+}
 _SHAPE = (96, 80)  # rows (front to back) and columns (right to left) of a picture
 _PIXEL = 2.0  # mm
 _GREY_SCALE = 190.0  # 8-bit value of the template's highest intensity; the bias field needs the room above
@@ -41,8 +49,8 @@ _EDGE = (0.5, 1.5)  # mm, scale of the logistic edge
 _LESION_PICTURES = {"train": 24, "val": 16, "test": 16}  # per slice, half of them with a lesion
 _LESION_BIAS, _LESION_NOISE = 0.1, 0.01
 
-_TISSUE_PICTURES = {"train": 2, "val": 1, "test": 1}  # per slice
-_TISSUE_BIAS, _TISSUE_NOISE = 0.2, 0.03
+_TISSUE_PICTURES = {"train": 3, "val": 1, "test": 1}  # per slice
+_TISSUE_BIAS, _TISSUE_NOISE = 0.3, 0.03
 
 _KSPACE_FILES = {"train": (4, 2), "val": (2, 1), "test": (3, 1)}  # interleaved stacks, and scans of each
 _NUM_COILS = 8
@@ -107,25 +115,25 @@ def write_sample(name: str, folder: str | Path) -> Path:
         draft = Path(temporary) / "sample"
         draft.mkdir()
         _WRITERS[name](draft)
-        (draft / "README.md").write_text(_README[name] + _README_SOURCE, encoding="utf-8")
+        (draft / "README.md").write_text(_README[name] + _README_SOURCE + _split_text(name), encoding="utf-8")
         if target.exists():
             target.rmdir()
         draft.rename(target)
     return target
 
 
-def _positions(part: str) -> range:
-    low, high = _SLABS[part]
-    return range(low, high + 1)
+def _positions(name: str, part: str) -> list[int]:
+    return [z for low, high in _SLABS[name][part] for z in range(low, high + 1)]
 
 
 def _all_slices(name: str) -> Iterable[tuple[str, int]]:
     """Return part and position of every slice, with a progress bar."""
-    return tqdm([(part, z) for part in _SLABS for z in _positions(part)], desc=name, unit="slice", leave=False)
+    slices = [(part, z) for part in _SLABS[name] for z in _positions(name, part)]
+    return tqdm(slices, desc=name, unit="slice", leave=False)
 
 
-def _load_template() -> dict[int, _Template]:
-    """Return the slices of all parts by axial position."""
+def _load_template(name: str) -> dict[int, _Template]:
+    """Return the slices of all parts of a sample by axial position."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nilearn import datasets
@@ -142,8 +150,8 @@ def _load_template() -> dict[int, _Template]:
     # Axes of the template grow to the right and to the front: a picture starts at the right and the front.
     return {
         z: _Template(**{key: volume[::-1, ::-1, z - offset].T for key, volume in maps.items()}, white_level=white_level)
-        for part in _SLABS
-        for z in _positions(part)
+        for part in _SLABS[name]
+        for z in _positions(name, part)
     }
 
 
@@ -213,8 +221,8 @@ def _insert(template: _Template, lesion: _Lesion) -> Array:
 
 
 def _write_lesion(folder: Path) -> None:
-    slices = _load_template()
-    for part in _SLABS:
+    slices = _load_template("brain_lesion")
+    for part in _SLABS["brain_lesion"]:
         for name in ("lesion", "no_lesion"):
             (folder / part / name).mkdir(parents=True)
     for part, z in _all_slices("brain_lesion"):
@@ -234,8 +242,8 @@ def _tissue_classes(template: _Template, placement: tuple[Array, Array, bool]) -
 
 
 def _write_tissue(folder: Path) -> None:
-    slices = _load_template()
-    for part in _SLABS:
+    slices = _load_template("brain_tissue")
+    for part in _SLABS["brain_tissue"]:
         for name in ("images", "masks"):
             (folder / part / name).mkdir(parents=True)
     for part, z in _all_slices("brain_tissue"):
@@ -250,7 +258,7 @@ def _write_tissue(folder: Path) -> None:
 
 
 def _write_kspace(folder: Path) -> None:
-    slices = _load_template()
+    slices = _load_template("brain_kspace")
     files = [
         (part, stacks, scan, stack)
         for part, (stacks, scans) in _KSPACE_FILES.items()
@@ -259,7 +267,7 @@ def _write_kspace(folder: Path) -> None:
     ]
     for seed, (part, stacks, scan, stack) in enumerate(tqdm(files, desc="brain_kspace", unit="file", leave=False)):
         placement = _still(flipped=scan % 2 == 1)
-        images = [_to_picture(slices[z].t1, placement) for z in _positions(part)[stack::stacks]]
+        images = [_to_picture(slices[z].t1, placement) for z in _positions("brain_kspace", part)[stack::stacks]]
         generator = torch.Generator().manual_seed(_SEED + seed)
         kspace = simulate_kspace(
             torch.from_numpy(np.stack(images)).float(),
@@ -303,7 +311,8 @@ Mask values: 0 background, 85 cerebrospinal fluid, 170 grey matter, 255 white ma
 white matter where that is the most probable, and fluid where neither is: fluid = brain mask minus grey and white.
 
 **Simulated:** a smooth bias field (up to {_TISSUE_BIAS:.0%}) and Rician noise ({_TISSUE_NOISE:.0%} of the highest
-intensity) on each picture. Each training slice comes twice, once flipped left to right, with its own field and noise.
+intensity) on each picture, so that thresholds alone do not find the tissues. Each training slice comes three times, the
+second time flipped left to right, each with its own field and noise.
 """,
     "brain_kspace": f"""# brain_kspace: simulated k-space of a brain template
 
@@ -318,7 +327,7 @@ at {_SNR_DB:g} dB. Each file has its own; each training slice comes twice, once 
 """,
 }
 
-_README_SOURCE = f"""
+_README_SOURCE = """
 ## Source
 
 The MNI152 template (ICBM 152, nonlinear, 2009a) as nilearn ships it: an average of the brains of 152 people, not a
@@ -329,11 +338,16 @@ person's image, and much smoother than one. nilearn's documentation gives its li
 - V. S. Fonov et al., "Unbiased nonlinear average age-appropriate brain templates from birth to adulthood",
   NeuroImage 47 (2009) S102.
 - D. L. Collins et al., "ANIMAL+INSECT: improved cortical structure segmentation", IPMI 1999, LNCS 1613, 210-223.
+"""
 
+
+def _split_text(name: str) -> str:
+    slabs = {part: " and ".join(f"{low} to {high}" for low, high in slabs) for part, slabs in _SLABS[name].items()}
+    return f"""
 ## Split
 
 By axial position in mm of MNI space, with gaps of at least 10 mm between the parts:
-{"; ".join(f"{part} {low} to {high}" for part, (low, high) in _SLABS.items())}.
+{"; ".join(f"{part} {text}" for part, text in slabs.items())}.
 All parts come from the same average brain: a result here says that a program works, and nothing about patients.
 
 Not for clinical use.

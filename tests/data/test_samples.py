@@ -12,7 +12,8 @@ from monai_deqkan.data import SAMPLES, samples, write_sample
 
 @pytest.fixture
 def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "_SLABS", {"train": (20, 23), "val": (-3, -2), "test": (50, 52)})
+    slabs = {"train": ((20, 22), (33, 33)), "val": ((-3, -2),), "test": ((50, 52),)}
+    monkeypatch.setattr(samples, "_SLABS", dict.fromkeys(SAMPLES, slabs))
     monkeypatch.setattr(samples, "_LESION_PICTURES", {"train": 4, "val": 2, "test": 2})
 
 
@@ -33,19 +34,22 @@ def test_two_runs_write_the_same_files_and_no_two_pictures_are_equal(tmp_path: P
     assert all(words in text for words in ("**Real:**", "**Simulated:**", "Not for clinical use", "152 people"))
 
 
-def test_parts_are_at_least_ten_millimetres_apart() -> None:
-    slabs = sorted(samples._SLABS.values())
-    assert all(above[0] - below[1] >= 10 for below, above in itertools.pairwise(slabs))
+@pytest.mark.parametrize("name", SAMPLES)
+def test_parts_are_at_least_ten_millimetres_apart(name: str) -> None:
+    positions = {part: np.array(samples._positions(name, part)) for part in ("train", "val", "test")}
+    for first, second in itertools.combinations(positions.values(), 2):
+        assert np.abs(first[:, None] - second).min() >= 10
+    assert len(positions["train"]) > len(positions["test"])
 
 
 @pytest.mark.usefixtures("few_slices")
 def test_lesion_pictures_are_balanced_and_stay_in_their_slab(tmp_path: Path) -> None:
     folder = write_sample("brain_lesion", tmp_path / "sample")
-    for part, (low, high) in samples._SLABS.items():
+    for part in ("train", "val", "test"):
         counts = []
         for name in ("lesion", "no_lesion"):
             files = list((folder / part / name).iterdir())
-            assert {int(file.name[1:4]) for file in files} == set(range(low, high + 1))
+            assert {int(file.name[1:4]) for file in files} == set(samples._positions("brain_lesion", part))
             counts.append(len(files))
         assert counts[0] == counts[1]
 
@@ -53,7 +57,7 @@ def test_lesion_pictures_are_balanced_and_stay_in_their_slab(tmp_path: Path) -> 
 @pytest.mark.usefixtures("few_slices")
 def test_lesions_have_the_stated_size_place_and_contrast() -> None:
     rng = np.random.default_rng(0)
-    template = samples._load_template()[50]
+    template = samples._load_template("brain_lesion")[50]
     places = samples._lesion_places(template)
     angles = np.linspace(0, 2 * np.pi, 361)
     for _ in range(200):
@@ -88,7 +92,7 @@ def test_tissue_masks_hold_four_values_in_order_of_brightness(tmp_path: Path) ->
 @pytest.mark.usefixtures("few_slices")
 def test_kspace_is_that_of_the_slices_at_30_db(tmp_path: Path) -> None:
     folder = write_sample("brain_kspace", tmp_path / "sample")
-    slices = samples._load_template()
+    slices = samples._load_template("brain_kspace")
     with h5py.File(folder / "test" / "brain_00.h5") as file:
         kspace, reference = file["kspace"][:], file["reconstruction_rss"][:]
     assert kspace.dtype == np.complex64
