@@ -19,6 +19,12 @@ TESTED_IN = {
     "adjoints/base.py": "adjoints/test_adjoints.py",
     "adjoints/implicit.py": "adjoints/test_adjoints.py",
     "adjoints/unrolled.py": "adjoints/test_adjoints.py",
+    "demo/classification.py": "demo/test_demo.py",
+    "demo/reconstruction.py": "demo/test_demo.py",
+    "demo/run.py": "demo/test_demo.py",
+    "demo/section.py": "demo/test_demo.py",
+    "demo/segmentation.py": "demo/test_demo.py",
+    "demo/workflow.py": "demo/test_demo.py",
     "handlers/image_table.py": "handlers/test_tables.py",
     "handlers/iteration_recorder.py": "handlers/test_solve_stats.py",
     "handlers/metrics_writer.py": "handlers/test_tables.py",
@@ -39,19 +45,6 @@ TESTED_IN = {
     "transforms/image/dictionary.py": "transforms/image/test_array.py",
     "transforms/kspace/array.py": "transforms/kspace/test_kspace.py",
     "transforms/kspace/dictionary.py": "transforms/kspace/test_kspace.py",
-}
-
-# These still owe their tests. No new ones here, please.
-OWING = {
-    "demo/baselines.py",
-    "demo/classification.py",
-    "demo/reconstruction.py",
-    "demo/run.py",
-    "demo/section.py",
-    "demo/segmentation.py",
-    "demo/workflow.py",
-    "handlers/history_writer.py",
-    "networks/nets/convex_ridge_denoiser.py",
 }
 
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(home|Users|root|work|mnt|scratch)/\w|[A-Z]:\\Users|\.\./shared(?!/data)")
@@ -81,17 +74,14 @@ def test_every_file_has_its_tests(file: Path) -> None:
     path = file.relative_to(PACKAGE)
     mirrored = path.with_name(f"test_{path.name}")
     expected = TESTED_IN.get(path.as_posix(), mirrored.as_posix())
-    owing = path.as_posix() in OWING
-    assert owing or (REPOSITORY / "tests" / expected).is_file(), (
-        f"{path} needs tests/{mirrored}, or a line in TESTED_IN"
-    )
+    assert (REPOSITORY / "tests" / expected).is_file(), f"{path} needs tests/{mirrored}, or a line in TESTED_IN"
 
 
 def test_exceptions_are_needed() -> None:
-    for path in (*TESTED_IN, *OWING):
+    for path in TESTED_IN:
         mirrored = REPOSITORY / "tests" / Path(path).with_name(f"test_{Path(path).name}")
-        assert (PACKAGE / path).is_file(), f"{path} is gone: take it out of the exceptions"
-        assert not mirrored.exists(), f"{path} has its own tests: take it out of the exceptions"
+        assert (PACKAGE / path).is_file(), f"{path} is gone: take it out of TESTED_IN"
+        assert not mirrored.exists(), f"{path} has its own tests: take it out of TESTED_IN"
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
