@@ -31,7 +31,7 @@ def demo_segmentation(folder: Path, quick: bool) -> Section:
     data = write_sample("brain_tissue", folder / "data")
     settings = {
         "class_names": _NAMES,
-        "image_size": [96, 112],
+        "image_size": [80, 96],  # the pictures' own size, x first: nothing is resampled
         "features": [8, 16, 32],
         "max_epochs": 1 if quick else 10,
         "patience": 10,

@@ -46,6 +46,7 @@ class DEQKANClassifier(nn.Module):
         ValueError: for a number or name out of range.
 
     Example:
+        >>> import torch
         >>> network = DEQKANClassifier(spatial_dims=2, in_channels=1, out_channels=2)
         >>> network(torch.rand(3, 1, 64, 64)).shape
         torch.Size([3, 2])
