@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class DEQReconstructor(nn.Module):
     The reference image and start is a CG-SENSE reconstruction of few iterations; the equilibrium is that of
     :class:`~monai_deqkan.networks.blocks.ReconstructionCell`, a contraction for any sampling mask. K-space may come in
     any unit: each sample is divided by the brightness of its reference image for the solve. Gradients are implicit:
-    training memory does not grow with the number of steps.
+    training memory does not grow with the number of steps. They reach the parameters only: none flows to the k-space
+    or the sensitivity maps.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -39,7 +40,7 @@ class DEQReconstructor(nn.Module):
         num_layers: number of layers of a prior given by name; by default that network's own.
         features: number of channels of a prior given by name; by default that network's own.
         contraction: certified contraction factor of the step, dimensionless, in ``(0, 1)``.
-        num_cg_steps: iterations of the CG-SENSE reconstruction it starts from.
+        num_cg_steps: iterations of the CG-SENSE reconstruction it starts from, at least 1.
         solver: fixed-point solver, by name, ``(name, settings)`` or object.
         adjoint: how gradients get through the solve, in the same three ways.
 
@@ -70,7 +71,7 @@ class DEQReconstructor(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
-        self.num_cg_steps = check_int("num_cg_steps", num_cg_steps, minimum=0)
+        self.num_cg_steps = check_int("num_cg_steps", num_cg_steps)
         if isinstance(prior, str):
             prior = _prior(prior, spatial_dims, num_layers, features)
         elif num_layers is not None or features is not None:
@@ -85,7 +86,8 @@ class DEQReconstructor(nn.Module):
                 ``(B, K, *space, 2)``, in any unit.
             mask: where it was measured, shape ``(B, K, *space)`` with any axis of size one; by default inferred from
                 the columns of k-space that are not zero.
-            sensitivity_maps: complex ``(B, K, *space)``; by default estimated from the centre of k-space.
+            sensitivity_maps: complex ``(B, K, *space)``, constants like the k-space: no gradient flows to them; by
+                default estimated from the centre of k-space.
 
         Returns:
             The complex image as two channels ``(B, 2, *space)``: real part, imaginary part.
@@ -97,13 +99,12 @@ class DEQReconstructor(nn.Module):
         kspace = self._checked(kspace)
         with torch.no_grad(), torch.autocast(kspace.device.type, enabled=False):
             if sensitivity_maps is not None:
-                sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").to(kspace.dtype)
+                sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").detach().to(kspace.dtype)
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
             unit = _brightness(reference)
             measurement = Measurement.of(operator, kspace / unit)
-        image = self.equilibrium((measurement, reference / unit))
-        return (image if isinstance(image, Tensor) else image[0]) * unit
+        return cast(Tensor, self.equilibrium((measurement, reference / unit))) * unit
 
     def _checked(self, kspace: Tensor) -> Tensor:
         kspace = as_complex(check_tensor("kspace", kspace))
@@ -113,7 +114,7 @@ class DEQReconstructor(nn.Module):
                 f"last axis of 2; got {tuple(kspace.shape)}. Single-coil data need a coil axis of size 1."
             )
         check_finite("kspace", torch.view_as_real(kspace), "Remove broken slices before reconstruction.")
-        return kspace.to(torch.complex128 if kspace.dtype == torch.complex128 else torch.complex64)
+        return kspace.detach().to(torch.complex128 if kspace.dtype == torch.complex128 else torch.complex64)
 
 
 def _prior(name: str, spatial_dims: int, num_layers: int | None, features: int | None) -> CertifiedMap:
