@@ -8,6 +8,7 @@ from monai_deqkan.engines.bundle import (
     load_task,
     load_weights,
     start_training,
+    training_folder,
 )
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
 
@@ -20,4 +21,5 @@ __all__ = [
     "load_task",
     "load_weights",
     "start_training",
+    "training_folder",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "load_task",
     "load_weights",
     "start_training",
+    "training_folder",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -52,20 +53,34 @@ def free_folder(path: str | os.PathLike[str]) -> str:
 
     The default output of a bundle: a second run does not touch the results of the first.
     """
-    number, folder = 1, Path(path)
-    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    return training_folder(path)
+
+
+def training_folder(path: str | os.PathLike[str], resume: bool = False) -> str:
+    """Return the default folder of a training's logs: a free one, or that of the training that goes on.
+
+    Args:
+        path: folder of the first training; later ones have ``path_2``, ``path_3``, ...
+        resume: whether the latest training goes on.
+    """
+    number = 1
+    while _in_use(_numbered(path, number)):
         number += 1
-        folder = Path(f"{path}_{number}")
-    return str(folder)
+    return str(_numbered(path, max(number - 1, 1) if resume else number))
 
 
-def check_output_folder(path: str | os.PathLike[str]) -> None:
+def check_output_folder(path: str | os.PathLike[str], resume: bool = False) -> None:
     """Refuse an output folder that already holds something, before any work is done.
+
+    Args:
+        path: the folder.
+        resume: whether a training goes on; then its folder may hold the files of its earlier epochs.
 
     Raises:
         FileExistsError: if it does.
     """
-    check_empty_folder(Path(path), "the output (`output_dir`)")
+    if not resume:
+        check_empty_folder(Path(path), "the output (`output_dir`)")
 
 
 def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False) -> None:
@@ -161,3 +176,11 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
 def _epoch(path: Path) -> int:
     match = re.search(r"epoch=(\d+)", path.name)
     return int(match.group(1)) if match else -1
+
+
+def _numbered(path: str | os.PathLike[str], number: int) -> Path:
+    return Path(path) if number == 1 else Path(f"{path}_{number}")
+
+
+def _in_use(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -56,13 +56,16 @@ def test_missing_model(bundle, kind, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "inference"])
+@pytest.mark.parametrize("kind", ["train", "evaluate", "inference"])
 def test_output_folder_in_use(bundle, kind, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    text = failure(bundle, kind, tmp_path, ckpt_dir=str(bundle.trained))
+    models = bundle.copy_of_trained(tmp_path / "models")
+    before = sorted(path.name for path in models.iterdir())
+    text = failure(bundle, kind, tmp_path, ckpt_dir=str(models))
     assert f"already holds files: {tmp_path / 'out'}. Nothing was written" in text
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in models.iterdir()) == before
 
 
 def test_default_output_folder_is_a_new_one_each_time(bundle):

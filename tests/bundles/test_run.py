@@ -164,6 +164,16 @@ def test_resume_goes_on_with_the_next_epoch(bundle, tmp_path):
     assert not (ckpt_dir / "previous").exists()
 
 
+def test_resume_goes_on_with_the_same_logs(make_bundle):
+    bundle = make_bundle(CHEST)
+    models = bundle.work / "models"
+    for settings in ({}, {}, {"resume": True, "max_epochs": 3}):
+        bundle.train(models, **settings)
+    assert [float(row["epoch"]) for row in rows_of(bundle.work / "logs" / "history.csv")] == [1]
+    assert [float(row["epoch"]) for row in rows_of(bundle.work / "logs_2" / "history.csv")] == [1, 2, 3]
+    assert not (bundle.work / "logs_3").exists()
+
+
 def test_new_training_moves_the_old_one_aside(bundle, tmp_path):
     ckpt_dir = bundle.copy_of_trained(tmp_path / "models")
     weights = (ckpt_dir / "model.pt").read_bytes()

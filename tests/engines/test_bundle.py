@@ -12,6 +12,7 @@ from monai_deqkan.engines import (
     load_task,
     load_weights,
     start_training,
+    training_folder,
 )
 
 
@@ -47,6 +48,16 @@ def test_free_folder_is_the_first_that_holds_nothing(tmp_path):
     assert free_folder(wanted) == f"{wanted}_3"
 
 
+def test_resumed_training_goes_on_in_the_latest_folder(tmp_path):
+    wanted = tmp_path / "logs"
+    assert training_folder(wanted) == training_folder(wanted, resume=True) == str(wanted)
+    for folder, following in ((wanted, f"{wanted}_2"), (tmp_path / "logs_2", f"{wanted}_3")):
+        folder.mkdir()
+        (folder / "history.csv").write_text("")
+        assert training_folder(wanted, resume=True) == str(folder)
+        assert training_folder(wanted) == following
+
+
 def test_output_folder_in_use_is_refused(tmp_path):
     check_output_folder(tmp_path / "new")
     check_output_folder(tmp_path)
@@ -55,6 +66,7 @@ def test_output_folder_in_use_is_refused(tmp_path):
         check_output_folder(tmp_path)
     with pytest.raises(NotADirectoryError):
         check_output_folder(tmp_path / "x")
+    check_output_folder(tmp_path, resume=True)
 
 
 def contents(folder):
