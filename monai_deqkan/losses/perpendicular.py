@@ -13,22 +13,25 @@ __all__ = ["PerpendicularLoss", "perpendicular_distance"]
 
 
 def perpendicular_distance(prediction: Tensor, target: Tensor, eps: float = 1e-2) -> Tensor:
-    r"""Return the distance of a complex target from the line through the complex prediction, per pixel.
+    r"""Return how far a complex target lies off the direction of the complex prediction, per pixel.
 
     With :math:`\varphi` the angle between prediction :math:`\hat y` and target :math:`y`,
 
     .. math::
-        P = \frac{|\mathrm{Re}\,\hat y\, \mathrm{Im}\, y - \mathrm{Im}\,\hat y\, \mathrm{Re}\, y|}
-                 {\sqrt{|\hat y|^2 + \epsilon^2}} \approx |y| |\sin \varphi|
-        \quad\text{if } |\varphi| \le 90°, \qquad 2 |y| - P \quad\text{otherwise,}
+        P = \frac{|\hat y|}{\sqrt{|\hat y|^2 + \epsilon^2}}\, |y| \cdot
+            \begin{cases} |\sin \varphi| & \text{if } |\varphi| \le 90° \\
+                           2 - |\sin \varphi| & \text{otherwise.} \end{cases}
 
-    so it grows all the way from 0 at equal phase to :math:`2|y|` at opposite phase.
+    It grows with the angle from 0 at equal phase to twice its value at a right angle at opposite phase. The first
+    factor is near 1 where :math:`|\hat y| \gg \epsilon`: there :math:`P` is the distance of the target from the line
+    through zero and the prediction, up to a right angle. Where :math:`|\hat y| \ll \epsilon` it fades to zero, as the
+    prediction has no phase there; with :math:`\epsilon > 0`, :math:`P` is continuous everywhere.
 
     Args:
         prediction: complex, any shape and unit.
         target: complex, same shape and unit.
         eps: :math:`\epsilon` in the same unit, about the noise level; keeps the gradient bounded where the prediction
-            is near zero.
+            is near zero. With 0 a prediction of zero gives NaN.
 
     Returns:
         Real, same shape and unit.
@@ -37,7 +40,7 @@ def perpendicular_distance(prediction: Tensor, target: Tensor, eps: float = 1e-2
     dot = prediction.real * target.real + prediction.imag * target.imag
     softened = (prediction.real.square() + prediction.imag.square() + eps**2).sqrt()
     distance = cross.abs() / softened
-    return torch.where(dot < 0, 2 * target.abs() - distance, distance)
+    return torch.where(dot < 0, 2 * target.abs() * prediction.abs() / softened - distance, distance)
 
 
 class PerpendicularLoss(_Loss):

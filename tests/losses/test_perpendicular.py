@@ -20,6 +20,19 @@ def test_distance_follows_the_angle():
     assert bool((expected[90:].diff() > 0).all())
 
 
+@pytest.mark.parametrize("eps", [1e-2, 1.0])
+def test_distance_is_continuous_at_a_right_angle_and_at_zero(eps):
+    # Predictions far below and above the softening, a hair to either side of the right angle.
+    size = torch.tensor([1e-6, 1e-2, 1.0, 30.0], dtype=torch.float64)
+    target = torch.full_like(size, 0.7).to(torch.complex128)
+    below, above = (size * complex(sign * 1e-9, 1.0) for sign in (1, -1))
+    expected = 0.7 * size / (size.square() + eps**2).sqrt()
+    torch.testing.assert_close(perpendicular_distance(below, target, eps), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(perpendicular_distance(above, target, eps), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(perpendicular_distance(-size * (1 + 0j), target, eps), 2 * expected)
+    assert torch.equal(perpendicular_distance(0 * target, target, eps), torch.zeros_like(size))
+
+
 def test_loss_is_the_sum_of_both_terms_in_every_reduction():
     prediction, target = randn(2, 3, 4), randn(2, 3, 4, seed=1)
     phase = perpendicular_distance(prediction, target, 0.1)
