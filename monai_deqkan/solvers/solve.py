@@ -221,8 +221,9 @@ class _Layout:
         return parts[0] if self.single else tuple(parts)
 
     def rms(self, rows: Tensor) -> Tensor:
-        """Root mean square over a state's entries, a complex one counting as one: ``(B,)``."""
-        return torch.linalg.vector_norm(rows.detach(), dim=1) / self.numel**0.5
+        """Root mean square over a state's entries, a complex one counting as one: float64 ``(B,)``."""
+        # Squares of float32 numbers leave its range below 1e-19 and above 1e19.
+        return torch.linalg.vector_norm(rows.detach(), dim=1, dtype=torch.float64) / self.numel**0.5
 
 
 class _Tracker:
@@ -247,7 +248,6 @@ class _Tracker:
     def update(self, z: Tensor, residual: Tensor, scale: Tensor, converged: Tensor, spent: int = 1) -> Tensor | None:
         """Note one evaluation; return the positions of the samples to go on with, or None if all go on."""
         self.evaluations += spent
-        residual, scale = residual.double(), scale.double()
         finite = torch.isfinite(residual)
         converged = converged & finite
         line = self.measured.new_full((self.status.shape[0],), float("nan"))

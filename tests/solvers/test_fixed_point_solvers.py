@@ -68,6 +68,26 @@ def test_anderson_does_not_depend_on_the_unit_of_the_state():
     assert len(counts) == 1
 
 
+@pytest.mark.parametrize("name", SOLVERS.names())
+@pytest.mark.parametrize("exponent", [-83, -40, 40, 60, 80])  # 1e-25 to 1e24
+def test_statistics_do_not_depend_on_the_unit_in_float32(name, exponent):
+    # A power of two changes no digit, so even the rounding errors are the same.
+    matrix = torch.diag(torch.tensor([0.9, 0.5, -0.3, 0.1]))
+    solver = SOLVERS.build(name, rtol=1e-4, max_iter=200)
+
+    def solved(unit):
+        b = unit * torch.tensor([[1.0, -2.0, 3.0, 0.5]])
+        return solve_fixed_point(lambda z: z @ matrix + b, torch.zeros_like(b), solver)
+
+    scale = 2.0**exponent
+    one, other = solved(1.0), solved(scale)
+    assert bool(other.converged.all())
+    assert torch.equal(other.stats.evaluations, one.stats.evaluations)
+    torch.testing.assert_close(other.stats.residual / scale, one.stats.residual, rtol=1e-6, atol=0)
+    torch.testing.assert_close(other.stats.history, one.stats.history, rtol=1e-6, atol=0)
+    torch.testing.assert_close(other.z / scale, one.z, rtol=1e-6, atol=0)
+
+
 def test_anderson_restarts_from_its_best_iterate():
     # A cubic without contraction far from its root: a single bad extrapolation must not lose the sample.
     def f(z):
