@@ -115,6 +115,7 @@ class DnCNN(nn.Module):
             if index < num_layers - 1:
                 layers.append(get_act_layer(act))
         self.layers = nn.Sequential(*layers)
+        self._memo: tuple[list[Tensor], float] | None = None  # weights, and the product of their norms
         self.reset_parameters()
         if self.is_certified:
             for layer in layers:
@@ -140,7 +141,7 @@ class DnCNN(nn.Module):
 
         It is ``lipschitz_bound``, plus one for a residual network. Without a certified spectral norm, or after
         `remove_spectral_norm`, it is computed from the present weights (about 0.1 s per layer of 64 features, and
-        usually large), and infinite if activation or normalization allow none.
+        usually large; again only when they have changed), and infinite if activation or normalization allow none.
         """
         convolutions = [layer for layer in self.layers if _is_convolution(layer)]
         # Nothing can be computed while a graph is traced; the weights are then those that were normalized.
@@ -148,11 +149,20 @@ class DnCNN(nn.Module):
         if self.is_certified and (traced or all(map(parametrize.is_parametrized, convolutions))):
             constant = self.lipschitz_bound
         elif all(_is_convolution(layer) or _is_nonexpansive(layer) for layer in self.layers):
-            with torch.no_grad():
-                constant = math.prod(float(conv_norm_bound(layer.weight)) for layer in convolutions)
+            constant = self._norm_product([layer.weight for layer in convolutions])
         else:
             return math.inf
         return constant + 1.0 if self.residual else constant
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def _norm_product(self, weights: list[Tensor]) -> float:
+        memo = self._memo
+        # Copies, not the tensors' version counters: assignments through `.data` do not count.
+        if memo is None or not all(_is_same(known, weight) for known, weight in zip(memo[0], weights, strict=True)):
+            product = math.prod(float(conv_norm_bound(weight)) for weight in weights)
+            self._memo = memo = ([weight.detach().clone() for weight in weights], product)
+        return memo[1]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -179,6 +189,10 @@ class DnCNN(nn.Module):
                 center[:, : 2 * half] += join.to(center)
             else:
                 center += torch.eye(len(center)).to(center)
+
+
+def _is_same(known: Tensor, weight: Tensor) -> bool:
+    return known.dtype == weight.dtype and known.device == weight.device and torch.equal(known, weight)
 
 
 def _is_convolution(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from monai_deqkan.networks.layers import certified_spectral_norm, remove_spectral_norm
-from monai_deqkan.networks.nets import DnCNN
+from monai_deqkan.networks.layers import certified_spectral_norm, conv_norm_bound, remove_spectral_norm
+from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, dncnn
+from monai_deqkan.solvers import SolveRecorder
 
 
 def small(**settings: object) -> DnCNN:
@@ -126,6 +128,21 @@ def test_certificate_of_plain_and_removed_weights() -> None:
     remove_spectral_norm(certified)
     assert torch.allclose(certified(x), before, atol=1e-6)
     assert certified.certified_lipschitz() == pytest.approx(1.8, rel=1e-3)
+
+
+def test_norms_of_plain_weights_are_computed_once_per_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(dncnn, "conv_norm_bound", lambda weight: calls.append(weight) or conv_norm_bound(weight))
+    prior = remove_spectral_norm(small(spectral_norm="certified", residual=False))
+    network = DEQReconstructor(2, prior, num_cg_steps=1, solver=("anderson", {"max_iter": 10, "on_failure": "ignore"}))
+    with SolveRecorder() as recorder:
+        network(torch.randn(1, 2, 12, 12, dtype=torch.complex64)).sum().backward()
+    assert int(recorder.evaluations("forward").sum()) > 1
+    assert len(calls) == 4  # one per layer
+    before = prior.certified_lipschitz()
+    prior.layers[0].weight.data *= 3
+    assert prior.certified_lipschitz() == pytest.approx(3 * before, rel=1e-3)
+    assert copy.deepcopy(prior).double().certified_lipschitz() == pytest.approx(3 * before, rel=1e-3)
 
 
 @pytest.mark.parametrize("act", ["relu", "tanh", "elu", ("leakyrelu", {"negative_slope": 0.2})])
