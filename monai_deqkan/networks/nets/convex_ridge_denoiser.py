@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_int, check_range, check_shape, check_spatial_dims
 from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
 
 __all__ = ["ConvexRidgeDenoiser"]
@@ -31,7 +33,7 @@ class ConvexRidgeDenoiser(nn.Module):
         num_layers: number of gradient steps.
         features: number of features :math:`c` of each step.
         kernel_size: size of the kernels, odd.
-        threshold: :math:`\lambda` to start from, in the unit of the image.
+        threshold: :math:`\lambda` to start from, in the unit of the image, in ``[1e-6, 1e6]``.
 
     Raises:
         ValueError: if a number is out of range.
@@ -65,16 +67,16 @@ class ConvexRidgeDenoiser(nn.Module):
         check_int("features", features)
         if check_int("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd; got {kernel_size}.")
-        if not threshold > 0:
-            raise ValueError(f"`threshold` must be positive; got {threshold}.")
+        check_range("threshold", threshold, 1e-6, 1e6)
         self.analysis = nn.ModuleList(
             certified_spectral_norm(
                 Conv[Conv.CONV, spatial_dims](channels, features, kernel_size, padding=kernel_size // 2, bias=False)
             )
             for _ in range(num_layers)
         )
-        start = torch.full((num_layers, features), float(threshold))
-        self.raw_threshold = nn.Parameter(start.expm1().log())  # softplus of it is the threshold
+        # Softplus of it is the threshold; written without exp(threshold), which overflows.
+        inverse = threshold + math.log(-math.expm1(-threshold))
+        self.raw_threshold = nn.Parameter(torch.full((num_layers, features), inverse))
         self.raw_step_size = nn.Parameter(torch.zeros(num_layers))
 
     def certified_lipschitz(self) -> float:
