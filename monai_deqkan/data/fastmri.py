@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ _LAYOUT = (
     "multicoil_val, multicoil_test, or singlecoil_...), each file with a complex data set 'kspace' of shape "
     "(slices, coils, H, W), or (slices, H, W) for a single coil."
 )
+# What the fastMRI package reads: sizes, and the range of the columns; padding is columns // 2 - center = 0 lines.
+_HEADER = """<?xml version="1.0" encoding="utf-8"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
+<encodedSpace><matrixSize><x>{rows}</x><y>{columns}</y><z>1</z></matrixSize></encodedSpace>
+<reconSpace><matrixSize><x>{rows}</x><y>{columns}</y><z>1</z></matrixSize></reconSpace>
+<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum><center>{center}</center>
+</kspace_encoding_step_1></encodingLimits></encoding></ismrmrdHeader>"""
 _UNDERSAMPLED = "it was measured undersampled, so it has no reference."
 
 
@@ -55,17 +62,17 @@ def kspace_items(
     root = check_folder(dataset_dir, "the k-space data set")
     if part == "evaluate":
         test = _part_folder(root, "test")
-        if test is not None and not all(_problem(file) == _UNDERSAMPLED for file in _listed(test)):
+        if test is not None and not all(_without_reference(file) == _UNDERSAMPLED for file in _listed(test)):
             logger.info("Evaluation uses the files in %s.", test)
-            return kspace_slices(_usable(_listed(test), test), slices)
+            return kspace_slices(_usable(_listed(test), test, _without_reference), slices)
         logger.info("There is no test folder with references in %s: evaluation uses the validation part.", root)
     val = _part_folder(root, "val")
     if part != "train" and val is not None:
-        return kspace_slices(_usable(_listed(val), val), slices)
+        return kspace_slices(_usable(_listed(val), val, _without_reference), slices)
     train = _part_folder(root, "train")
     if train is None:
         raise FileNotFoundError(f"There is no train folder in {root}. {_LAYOUT}")
-    files = _usable(_listed(train), train)
+    files = _usable(_listed(train), train, _without_reference)
     if val is not None:
         return kspace_slices(files, slices)
     side = "train" if part == "train" else "val"
@@ -87,7 +94,10 @@ def kspace_items(
 
 
 def find_kspace_files(folder: str | Path) -> list[Path]:
-    """List all ``*.h5`` files below a folder, sorted; hidden ones are left out.
+    """List all k-space files (``*.h5``) below a folder, sorted, measured undersampled or not.
+
+    Hidden files are left out; so are, with a line in the log, those that are unreadable or hold no k-space, such as
+    reconstructions.
 
     Raises:
         ValueError: if there is none.
@@ -96,7 +106,7 @@ def find_kspace_files(folder: str | Path) -> list[Path]:
     files = sorted(f for f in root.rglob("*.h5") if not any(p.startswith(".") for p in f.relative_to(root).parts))
     if not files:
         raise ValueError(f"There is no *.h5 file in {root} or below it. {_LAYOUT}")
-    return files
+    return _usable(files, root, _unreadable)
 
 
 def kspace_slices(files: Sequence[str | Path], slices: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -132,7 +142,8 @@ def write_kspace(
 ) -> None:
     """Write fully sampled k-space in fastMRI's HDF5 layout.
 
-    The data sets are ``kspace`` and ``reconstruction_rss``; the attributes ``max`` and ``norm`` (of the reference),
+    The data sets are ``kspace``, ``reconstruction_rss`` and ``ismrmrd_header``, which holds no more than the sizes that
+    the fastMRI package asks for: all columns were measured. The attributes are ``max`` and ``norm`` (of the reference),
     ``acquisition`` and ``patient_id``.
 
     Args:
@@ -169,7 +180,12 @@ def write_kspace(
     with h5py.File(target, "w") as file:
         file["kspace"] = data.detach().cpu().numpy().astype(np.complex64)
         file["reconstruction_rss"] = image
+        file["ismrmrd_header"] = _header(*image.shape[1:])
         file.attrs.update({**defaults, "acquisition": "unknown", "patient_id": "unknown", **(attrs or {})})
+
+
+def _header(rows: int, columns: int) -> str:
+    return _HEADER.format(rows=rows, columns=columns, last=columns - 1, center=columns // 2)
 
 
 def _part_folder(root: Path, part: str) -> Path | None:
@@ -182,13 +198,13 @@ def _listed(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.h5") if not file.name.startswith("."))
 
 
-def _usable(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the files that hold fully sampled k-space, and log the others."""
+def _usable(files: Sequence[Path], folder: Path, problem_of: Callable[[Path], str]) -> list[Path]:
+    """Return the files without a problem, and log the others."""
     usable = []
     for file in files:
-        problem = _problem(file)
+        problem = problem_of(file)
         if problem:
-            logger.warning("Left out %s: %s", file.name, problem)
+            logger.warning("Left out %s: %s", file.relative_to(folder), problem)
         else:
             usable.append(file)
     if len(usable) < len(files):
@@ -199,10 +215,17 @@ def _usable(files: Sequence[Path], folder: Path) -> list[Path]:
     return usable
 
 
-def _problem(file: Path) -> str:
+def _unreadable(file: Path) -> str:
     try:
         kspace_file_shape(file)
-        with h5py.File(file, "r") as content:
-            return _UNDERSAMPLED if "mask" in content else ""
     except (OSError, ValueError) as error:
         return str(error)
+    return ""
+
+
+def _without_reference(file: Path) -> str:
+    problem = _unreadable(file)
+    if problem:
+        return problem
+    with h5py.File(file, "r") as content:
+        return _UNDERSAMPLED if "mask" in content else ""

@@ -104,6 +104,20 @@ def test_unusable_files_are_left_out_and_counted(tmp_path, caplog):
         kspace_items(tmp_path, "train")
 
 
+def test_files_without_kspace_are_left_out_of_inference(tmp_path, caplog):
+    fill(tmp_path / "site", "a.h5", slices=1)
+    (tmp_path / "bad.h5").write_text("no HDF5")
+    with h5py.File(tmp_path / "site" / "ours.h5", "w") as file:
+        file["reconstruction"] = np.ones((1, 6, 5), np.float32)
+    assert names(kspace_slices(find_kspace_files(tmp_path))) == [("a.h5", 0)]
+    left_out = [line for line in caplog.messages if line.startswith("Left out")]
+    assert [line.split(":")[0] for line in left_out] == ["Left out bad.h5", "Left out site/ours.h5"]
+    assert "2 of 3 files" in caplog.messages[-1]
+    (tmp_path / "site" / "a.h5").unlink()
+    with pytest.raises(ValueError, match=r"all 2 \*\.h5 files are unusable"):
+        find_kspace_files(tmp_path)
+
+
 def test_undersampled_test_files_have_no_reference(tmp_path, caplog):
     fill(tmp_path / "multicoil_val", "v.h5", slices=1)
     fill(tmp_path / "multicoil_test", "t.h5", slices=1)
