@@ -25,11 +25,16 @@ class ReconstructionWriter:
     ``reconstruction`` holds magnitudes ``(slices, H, W)``, float32, in the unit of the file's k-space; slices that were
     left out are missing from it, and the attribute ``slices`` lists those that are there. The table has one line per
     slice: file, slice, number of evaluations, relative residual and status of its solve. A volume is written as soon as
-    its last slice is done; slices of one file must follow each other.
+    its last slice is done; slices of one file must follow each other. Files of one name from several folders outside
+    ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is overwritten.
 
     Args:
         output_dir: folder to write into; made where absent.
         dataset_dir: folder that files were read from; folders below it are kept.
+
+    Raises:
+        FileExistsError: in a run, if a file to be written is there already.
+        ValueError: in a run, if slices of one file do not follow each other.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
@@ -37,6 +42,7 @@ class ReconstructionWriter:
         self.root = Path(dataset_dir).absolute()
         self._recorder: IterationRecorder | None = None
         self._source = ""
+        self._targets: dict[str, Path] = {}
         self._slices: list[tuple[int, NDArray[np.float32]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -52,6 +58,7 @@ class ReconstructionWriter:
         return self.output_dir / "slices.csv"
 
     def _start(self, engine: Engine) -> None:
+        self._source, self._targets, self._slices = "", {}, []
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with self.table.open("w", newline="") as file:
             csv.writer(file).writerow(["file", "slice", "evaluations", "relative_residual", "status"])
@@ -66,6 +73,7 @@ class ReconstructionWriter:
             source, index = str(sample["source"]), int(sample["slice"])
             if source != self._source:
                 self._flush()
+                self._targets[source] = self._new_target(source)
                 self._source = source
             magnitude = torch.linalg.vector_norm(torch.as_tensor(output["pred"]).detach().float(), dim=0)
             self._slices.append((index, (magnitude * float(sample["scale"])).cpu().numpy()))
@@ -76,7 +84,7 @@ class ReconstructionWriter:
                     f"{float(residual[row]):.3e}",
                     SolveStatus(int(status[row])).name.lower(),
                 ]
-            rows.append([self._relative(source).as_posix(), index, *solve])
+            rows.append([self._targets[source].relative_to(self.output_dir).as_posix(), index, *solve])
         with self.table.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
 
@@ -84,13 +92,28 @@ class ReconstructionWriter:
         if not self._slices:
             return
         indices, images = zip(*sorted(self._slices, key=lambda item: item[0]), strict=True)
-        target = self.output_dir / self._relative(self._source)
+        target = self._targets[self._source]
         target.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(target, "x") as file:
             file.create_dataset("reconstruction", data=np.stack(images).astype(np.float32))
             file.attrs["slices"] = np.asarray(indices)
             file.attrs["note"] = "monai-deqkan reconstruction; not for clinical use"
         self._slices = []
+
+    def _new_target(self, source: str) -> Path:
+        if source in self._targets:
+            raise ValueError(
+                f"The slices of one file must follow each other; {source} came again after another file. Read the "
+                "slices in order: no shuffling, one process."
+            )
+        target = first = self.output_dir / self._relative(source)
+        number = 1
+        while target in self._targets.values():
+            number += 1
+            target = first.with_name(f"{first.stem}_{number}{first.suffix}")
+        if target.exists():
+            raise FileExistsError(f"{target} exists and was not touched. Name a new `output_dir`, or move it away.")
+        return target
 
     def _relative(self, source: str) -> Path:
         path = Path(source).absolute()

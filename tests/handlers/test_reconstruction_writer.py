@@ -67,9 +67,26 @@ def test_network_without_a_solve_leaves_its_columns_empty(tmp_path):
 def test_existing_volume_is_not_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.h5").write_bytes(b"mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match=r"a\.h5 exists and was not touched\. Name a new `output_dir`"):
         run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)])
     assert (tmp_path / "out" / "a.h5").read_bytes() == b"mine"
+
+
+def test_files_of_one_name_from_two_folders_get_numbers(tmp_path):
+    samples = [
+        (tmp_path / site / "a.h5", 0, value) for site, value in (("x", 1.0), ("y", 2.0), ("in", 3.0), ("z", 4.0))
+    ]
+    rows = run(tmp_path, samples)
+    found = {path.name: volume(path)[0].max() for path in (tmp_path / "out").glob("*.h5")}
+    assert found == pytest.approx({"a.h5": 10.0, "a_2.h5": 20.0, "a_3.h5": 30.0, "a_4.h5": 40.0})
+    assert [row["file"] for row in rows] == ["a.h5", "a_2.h5", "a_3.h5", "a_4.h5"]
+
+
+def test_slices_of_one_file_that_do_not_follow_each_other_are_refused(tmp_path):
+    a, b = tmp_path / "in" / "a.h5", tmp_path / "in" / "b.h5"
+    with pytest.raises(ValueError, match=r"a\.h5 came again after another file\. Read the slices in order"):
+        run(tmp_path, [(a, 0, 1.0), (b, 0, 1.0), (a, 1, 1.0)])
+    assert open_recorders() == ()
 
 
 def test_an_exception_leaves_no_recorder_open(tmp_path):
