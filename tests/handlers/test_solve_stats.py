@@ -1,4 +1,8 @@
+import ast
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,6 +121,55 @@ def test_two_handlers_on_one_engine_see_the_same_and_leave_no_recorder_open():
     engine.run([torch.ones(1, 2)] * 3, max_epochs=1)
     assert engine.state.metrics["a_solve_evaluations"] == engine.state.metrics["b_solve_evaluations"] == 10
     assert open_recorders() == ()
+
+
+PROCESS = """
+import sys
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+from monai_deqkan.handlers import SolveStatsHandler
+from monai_deqkan.networks.layers import DEQLayer
+from monai_deqkan.solvers import FixedPointIteration
+
+class Halving(torch.nn.Module):
+    def forward(self, z, x):
+        return 0.5 * z + x
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+layer = DEQLayer(Halving(), FixedPointIteration(rtol=1e-3, max_iter=3, on_failure="ignore"))
+engine = Engine(lambda engine, batch: layer(batch))
+SolveStatsHandler().attach(engine)
+engine.run([torch.zeros(3, 2)] if rank == 0 else [torch.ones(1, 2)])
+print([engine.state.metrics[name] for name in ("solve_evaluations", "solve_converged", "solve_residual")])
+SolveStatsHandler(prefix="none_").attach(silent := Engine(lambda engine, batch: None))
+silent.run([0])
+print(silent.state.metrics)
+dist.destroy_process_group()
+"""
+
+
+def test_numbers_of_two_processes_are_those_of_all_samples(tmp_path):
+    # Three samples that stop after one evaluation, and one that fails after three.
+    command = [sys.executable, "-c", PROCESS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), (tmp_path / "init").as_uri()], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    engine = engine_of(DEQLayer(Halving(), iteration(max_iter=3)))
+    SolveStatsHandler().attach(engine)
+    engine.run([torch.zeros(3, 2), torch.ones(1, 2)], max_epochs=1)
+    metrics = engine.state.metrics
+    expected = [metrics[name] for name in ("solve_evaluations", "solve_converged", "solve_residual")]
+    assert expected[:2] == [6 / 4, 3 / 4]
+    for lines in printed:
+        assert ast.literal_eval(lines[0]) == pytest.approx(expected)
+        assert lines[1] == "{}"
 
 
 def test_validation_within_a_training_keeps_its_own_numbers():
