@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -32,20 +33,30 @@ _LOGGER = logging.getLogger(__name__)
 def find_bundle_root() -> str:
     """Return the folder of the bundle that the command line names by ``--config_file``, else the current folder.
 
-    So a bundle can be run from anywhere, without ``--bundle_root``.
+    So a bundle can be run from anywhere, without ``--bundle_root``. The log says which one was found.
     """
     arguments = sys.argv[1:]
     for position, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
-        if name.lstrip("-") != "config_file":
+        if name.lstrip("-").replace("-", "_") != "config_file":
             continue
         if not value and position + 1 < len(arguments):
             value = arguments[position + 1]
-        first = re.split(r"[,\]]", value.strip(" ["))[0].strip(" '\"")
-        folder = Path(first).parent
+        folder = Path(_first_path(value)).parent
         if folder.name == "configs":
+            _LOGGER.info("The bundle's folder, from the command line: %s", folder.parent.absolute())
             return str(folder.parent)
     return "."
+
+
+def _first_path(value: str) -> str:
+    """Return the first of the configuration files that one command-line argument lists."""
+    try:
+        files = ast.literal_eval(value.strip())
+    except (SyntaxError, ValueError):
+        return re.split(r"[,\]]", value.strip(" ["))[0].strip(" '\"")
+    first = files[0] if isinstance(files, (list, tuple)) and files else files
+    return first if isinstance(first, str) else ""
 
 
 def free_folder(path: str | os.PathLike[str]) -> str:

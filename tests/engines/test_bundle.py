@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,13 @@ from monai_deqkan.engines import (
         (["run", "--config_file", "['/a/b/configs/train.json','/a/b/configs/multi_gpu_train.json']"], "/a/b"),
         (["run", "--config_file=['/a b/configs/train.json', 'x/configs/evaluate.json']"], "/a b"),
         (["run", "--config_file", '["/a/b/configs/train.json"]'], "/a/b"),
+        (["run", "--config-file", "/a/b/configs/train.json"], "/a/b"),
+        (["run", "--config-file=/a/b/configs/train.json"], "/a/b"),
+        (["run", "--config_file", "['/a, b/configs/train.json', '/c/configs/evaluate.json']"], "/a, b"),
+        (["run", "--config_file", "'/a/b/configs/train.json'"], "/a/b"),
+        (["run", "--config_file", "[/a/b/configs/train.json,/c/configs/evaluate.json]"], "/a/b"),
+        (["run", "--config_file", "/a/b/configs/train.json,/c/configs/evaluate.json"], "/a/b"),
+        (["run", "--config_file", "3"], "."),
         (["run", "-config_file", "b/configs/train.json", "--max_epochs", "3"], "b"),
         (["run", "--max_epochs", "3", "--config_file", "b/configs/inference.json"], "b"),
         (["run", "--config_file", "configs/train.json"], "."),
@@ -32,9 +40,12 @@ from monai_deqkan.engines import (
         (["run", "--config_file"], "."),
     ],
 )
-def test_bundle_root_from_the_command_line(monkeypatch, arguments, root):
+def test_bundle_root_from_the_command_line(monkeypatch, caplog, arguments, root):
     monkeypatch.setattr(sys, "argv", ["monai.bundle", *arguments])
-    assert find_bundle_root() == root
+    with caplog.at_level("INFO"):
+        assert find_bundle_root() == root
+    said = [message.rpartition(": ")[2] for message in caplog.messages]
+    assert said == ([] if "configs/" not in str(arguments) else [str(Path(root).absolute())])
 
 
 def test_free_folder_is_the_first_that_holds_nothing(tmp_path):
