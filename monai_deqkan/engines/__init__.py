@@ -10,9 +10,11 @@ from monai_deqkan.engines.bundle import (
     start_training,
     training_folder,
 )
+from monai_deqkan.engines.cosine_decay import CosineDecay
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
 
 __all__ = [
+    "CosineDecay",
     "PrepareBatchKspace",
     "check_output_folder",
     "find_bundle_root",

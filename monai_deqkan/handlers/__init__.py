@@ -1,6 +1,7 @@
 """Ignite handlers."""
 
 from monai_deqkan.handlers.best_model import BestModelSaver
+from monai_deqkan.handlers.early_stop import ResumableEarlyStop
 from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
 from monai_deqkan.handlers.metrics_writer import MetricsWriter
@@ -15,5 +16,6 @@ __all__ = [
     "MetricsWriter",
     "ProbabilityTable",
     "ReconstructionWriter",
+    "ResumableEarlyStop",
     "SolveStatsHandler",
 ]

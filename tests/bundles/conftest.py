@@ -66,7 +66,7 @@ CASES = {
         {"num_layers": 2, "features": 4, "num_cg_steps": 2, "rtol": 1e-2, "max_iter": 30, "batch_size": 2},
     ),
 }
-COMMON = {"device": "cpu", "amp": False, "progress": False}
+COMMON = {"device": "cpu", "progress": False}
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,17 @@ def test_merged_config_wraps_the_same_network_and_splits_the_same_data(bundle):
     assert parser["train#sampler#even_divisible"]
     assert not parser["validate#sampler#even_divisible"]
     assert any("start_training" in step for step in merged["initialize"])
+    # Masks and augmentations differ between processes; the split between training and validation does not.
+    assert any("set_determinism(seed=@seed + dist.get_rank())" in step for step in merged["initialize"])
+    assert all("seed=@seed" in parser[f"{part}#dataset#data"] for part in ("train", "validate"))
+    assert "rank" not in str(merged["task"])
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(bundle, tmp_path):
     configs = [str(bundle.folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
     settings = {"dataset_dir": bundle.dataset_dir, "bundle_root": tmp_path, "max_epochs": 1, "progress": False}
-    settings |= {"device": "$torch.device('cpu')", "amp": False, **bundle.tiny}
+    settings |= {"device": "cpu", **bundle.tiny}
     options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     finished = subprocess.run(

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import verify_net_in_out
+from ignite.engine import Events
+from monai.bundle import ConfigParser, verify_net_in_out
 from PIL import Image
 
 CHEST, LUNG, BRAIN = (
@@ -56,6 +57,53 @@ def test_check_properties_of_evaluate_laid_over_train(bundle, tmp_path):
     workflow = bundle.workflow_of(["train.json", "evaluate.json"], "train", **settings)
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "inference"])
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cuda:0", torch.device("cuda:1")])
+def test_mixed_precision_follows_the_device(bundle, kind, device):
+    parser = ConfigParser(ConfigParser.load_config_file(bundle.folder / "configs" / f"{kind}.json"))
+    parser["device"] = device
+    assert parser.get_parsed_content("amp") is ("cuda" in str(device))
+
+
+def test_evaluate_laid_over_train_gives_the_same_metrics(make_bundle):
+    bundle = make_bundle(LUNG)
+    models = bundle.work / "models"
+    bundle.train(models)
+    found = []
+    for name, files in (("alone", ["evaluate.json"]), ("over", ["train.json", "evaluate.json"])):
+        output = bundle.work / name
+        workflow = bundle.workflow_of(files, "train", ckpt_dir=str(models), output_dir=str(output))
+        workflow.initialize()
+        workflow.run()
+        found.append(json.loads((output / "metrics.json").read_text()))
+    assert found[0] == found[1]
+    assert math.isfinite(found[0]["val_mean_dice"])
+
+
+def test_evaluation_crops_as_the_training_did(make_bundle):
+    bundle = make_bundle(BRAIN)
+    models = bundle.work / "models"
+    bundle.train(models, crop_size=[24, 20])
+    assert json.loads((models / "model.json").read_text())["sampling"]["crop_size"] == [24, 20]
+    bundle.run("evaluate", ckpt_dir=str(models), output_dir=str(bundle.work / "eval"))
+    with h5py.File(bundle.work / "eval" / "test" / "scan_0.h5") as file:
+        assert file["reconstruction"].shape == (2, 24, 20)
+
+
+def test_inference_leaves_out_files_without_kspace(make_bundle, caplog):
+    bundle = make_bundle(BRAIN)
+    models = bundle.work / "models"
+    bundle.train(models)
+    source = bundle.dataset_dir / "test"
+    (source / "broken.h5").write_text("no HDF5")
+    with h5py.File(source / "ours.h5", "w") as file:
+        file["reconstruction"] = np.ones((1, 4, 4), np.float32)
+    output = bundle.work / "out"
+    bundle.run("inference", ckpt_dir=str(models), dataset_dir=str(source), output_dir=str(output))
+    assert sorted(path.name for path in output.glob("*.h5")) == ["scan_0.h5"]
+    assert "2 of 3 files" in caplog.text
 
 
 @pytest.fixture
@@ -172,6 +220,35 @@ def test_resume_goes_on_with_the_same_logs(make_bundle):
     assert [float(row["epoch"]) for row in rows_of(bundle.work / "logs" / "history.csv")] == [1]
     assert [float(row["epoch"]) for row in rows_of(bundle.work / "logs_2" / "history.csv")] == [1, 2, 3]
     assert not (bundle.work / "logs_3").exists()
+
+
+def test_longer_training_after_resume_has_the_learning_rates_of_its_new_length(make_bundle):
+    bundle = make_bundle(CHEST)
+    models = bundle.work / "models"
+    bundle.train(models, max_epochs=1)
+    workflow = bundle.workflow("train", **bundle.tiny, ckpt_dir=str(models), resume=True, max_epochs=4)
+    workflow.initialize()
+    optimizer = workflow.parser.get_parsed_content("optimizer")
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    rates = []
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    workflow.run()
+    # Epochs 2 to 4 of 4: the cosine at 1/4, 2/4 and 3/4 of its fall.
+    factors = [0.02 + 0.98 * (1 + math.cos(math.pi * t / 4)) / 2 for t in (1, 2, 3)]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors])
+
+
+def test_early_stop_is_resumed(make_bundle):
+    bundle = make_bundle(LUNG)
+    models = bundle.work / "models"
+    bundle.train(models, max_epochs=2, patience=5)
+    saved = torch.load(models / "checkpoint_epoch=2.pt", weights_only=True)["early_stop"]
+    workflow = bundle.train(models, resume=True, max_epochs=3, patience=5)
+    stop = workflow.parser.get_parsed_content("early_stop")
+    history = rows_of(bundle.work / "logs" / "history.csv")
+    best = max(float(row["val_mean_dice"]) for row in history)
+    assert saved["best_score"] == pytest.approx(max(float(row["val_mean_dice"]) for row in history[:2]))
+    assert stop.state_dict()["best_score"] == pytest.approx(best)
 
 
 def test_new_training_moves_the_old_one_aside(bundle, tmp_path):
