@@ -45,10 +45,10 @@ class KANCell(nn.Module):
         ValueError: if ``contraction`` lies outside ``(0, 1)``.
 
     Reference:
-        The published DEQ-KAN iterates :math:`z + p + \mathrm{KAN}(z + p)` with a residual KAN, whose spectral radius is
-        about 2: it has no fixed point to find. Here the residual terms are left out and the KAN is normalized. For the
-        existence and the bound see E. Winston and J. Z. Kolter, "Monotone operator equilibrium networks", NeurIPS
-        2020, who constrain a linear layer.
+        The recurrence of the project's founding proposal (no public reference), :math:`z + p + \mathrm{KAN}(z + p)` with
+        a residual KAN, has a spectral radius of about 2 and so no fixed point to find. Here the residual terms are left
+        out and the KAN is normalized. For the existence and the bound see E. Winston and J. Z. Kolter, "Monotone
+        operator equilibrium networks", NeurIPS 2020, who constrain a linear layer.
     """
 
     def __init__(self, features: int, *, contraction: float = 0.9, kan_settings: dict[str, Any] | None = None) -> None:

@@ -52,8 +52,10 @@ class DEQKANClassifier(nn.Module):
         torch.Size([3, 2])
 
     Reference:
-        The DEQ-KAN classifier of the published code, made sound: its recurrence has no fixed point (see
-        :class:`~monai_deqkan.networks.blocks.KANCell`) and recomputes the convolutional features at every step.
+        J. Qezelbash-Chamak, "DEQ-KAN: Deep equilibrium Kolmogorov-Arnold networks for robust classification", Biomed.
+        Signal Process. Control 110 (2025) 108087, combines the two. This network follows the description in the
+        project's founding proposal, which has no public reference, made sound: the recurrence there has no fixed point
+        (see :class:`~monai_deqkan.networks.blocks.KANCell`) and recomputes the convolutional features at every step.
     """
 
     def __init__(

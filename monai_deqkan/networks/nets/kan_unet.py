@@ -64,6 +64,12 @@ class KANUNet(nn.Module):
         >>> net = KANUNet(spatial_dims=2, in_channels=1, out_channels=2, features=(4, 8))
         >>> net(torch.rand(1, 1, 15, 16)).shape
         torch.Size([1, 2, 15, 16])
+
+    Reference:
+        The description of a KM-UNet in the project's founding proposal, which has no public reference. Two others with
+        like names differ: "KM-UNet: KAN Mamba UNet for medical image segmentation", arXiv:2501.02559 (2025), has
+        selective state spaces; C. Li et al., "U-KAN makes strong backbone for medical image segmentation and
+        generation", AAAI 2025 (arXiv:2406.02918), has KAN layers on tokens after plain convolutions.
     """
 
     def __init__(
