@@ -36,8 +36,8 @@ class ImplicitAdjoint(Adjoint):
 
     and the same for the parameters. The system for :math:`u` is solved by a fixed-point solver of its own, with its own
     tolerance, relative to :math:`u`: the gradient's relative error does not depend on the scale of the loss. Memory is
-    that of one evaluation of :math:`f`, whatever the number of steps. The gradient is right where the forward solve
-    converged. It can be taken once: differentiating it again raises an error.
+    that of one evaluation of :math:`f` and of the solver's own state, whatever the number of steps. The gradient is
+    right where the forward solve converged. It can be taken once: differentiating it again raises an error.
 
     Args:
         solver: how to solve for :math:`u`.

@@ -40,8 +40,8 @@ class SolveStatistics:
     Attributes:
         status: :class:`SolveStatus` values, shape ``(B,)``.
         evaluations: number of evaluations of ``f`` (of ``A`` in a linear solve) spent, shape ``(B,)``.
-        residual: root mean square of ``f(z) - z`` (of ``b - A x``) at the returned iterate, shape ``(B,)``,
-            in the unit of the state; NaN where nothing was evaluated.
+        residual: root mean square of ``f(z) - z`` (of ``b - A x``, by recursion in conjugate gradients) at the returned
+            iterate, shape ``(B,)``, in the unit of the state; NaN where nothing was evaluated.
         relative_residual: the residual over the root mean square of ``f(z)`` (of ``b``), shape ``(B,)``, dimensionless.
         history: relative residual of each evaluation, shape ``(evaluations, B)``; NaN after a sample has stopped.
     """

@@ -1,7 +1,8 @@
 """Transforms of the k-space of one slice or volume, without batch axis: ``(K, *space)`` with coils ``K``.
 
-The chain of a training item: :class:`LoadKspaceSlice`, :class:`CropCoilImages` (optional), :class:`ReferenceImage`
-(from the full data), :class:`UndersampleKspace`, :class:`NormalizeKspace`, :class:`EstimateSensitivityMaps`.
+The chain of a training item: :class:`LoadKspaceSlice`, :class:`CropCoilImages` (optional), a copy of the full k-space,
+:class:`UndersampleKspace`, :class:`EstimateSensitivityMaps`, :class:`ReferenceImage` of the copy with these maps,
+:class:`NormalizeKspace`.
 """
 
 from __future__ import annotations

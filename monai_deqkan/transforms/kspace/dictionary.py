@@ -1,8 +1,9 @@
 """Dictionary forms of the k-space transforms.
 
 A training item starts as ``{"kspace": path, "slice": index}``. After :class:`LoadKspaceSliced`,
-:class:`CropCoilImagesd` (optional), :class:`ReferenceImaged`, :class:`UndersampleKspaced`,
-:class:`NormalizeKspaced` and :class:`EstimateSensitivityMapsd` it holds
+:class:`CropCoilImagesd` (optional), MONAI's ``CopyItemsd`` (the full k-space, under a key of its own),
+:class:`UndersampleKspaced`, :class:`EstimateSensitivityMapsd`, :class:`ReferenceImaged` (of the copy, with
+``maps_key="sensitivity_maps"``), ``DeleteItemsd`` (the copy) and :class:`NormalizeKspaced` it holds
 
 ========================  ======================================  ===========================================
 key                       tensor                                  what
@@ -10,7 +11,7 @@ key                       tensor                                  what
 ``kspace``                complex64 ``(K, H, W)``                 undersampled, normalized
 ``mask``                  bool ``(1, 1, W)``                      measured columns
 ``sensitivity_maps``      complex64 ``(K, H, W)``                 from the undersampled centre
-``image``                 float32 ``(2, H, W)``                   target: SENSE combination of the full data
+``image``                 float32 ``(2, H, W)``                   target: full data combined with these maps
 ``reference_rss``         float32 ``(1, H, W)``                   root sum of squares of the full data
 ``scale``                 float32 scalar                          times it, all of them have the file's unit
 ``source``, ``slice``     str, int                                file and slice they come from
