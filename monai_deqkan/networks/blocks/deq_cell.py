@@ -45,9 +45,9 @@ class KANCell(nn.Module):
         ValueError: if ``contraction`` lies outside ``(0, 1)``.
 
     Reference:
-        The recurrence of the project's founding proposal (no public reference), :math:`z + p + \mathrm{KAN}(z + p)` with
-        a residual KAN, has a spectral radius of about 2 and so no fixed point to find. Here the residual terms are left
-        out and the KAN is normalized. For the existence and the bound see E. Winston and J. Z. Kolter, "Monotone
+        The recurrence in the project's founding proposal (no public reference), :math:`z + p + \mathrm{KAN}(z + p)`
+        with a residual KAN, has a spectral radius of about 2 and so no fixed point to find. Here the residual terms are
+        left out and the KAN is normalized. For the existence and the bound see E. Winston and J. Z. Kolter, "Monotone
         operator equilibrium networks", NeurIPS 2020, who constrain a linear layer.
     """
 
