@@ -7,11 +7,25 @@ that takes an activation. Not for clinical use.
 
 from monai.networks.layers.factories import Act
 
-from monai_deqkan import data, engines, handlers, losses, metrics, networks, operators, solvers, transforms
+from monai_deqkan import (
+    adjoints,
+    data,
+    engines,
+    handlers,
+    losses,
+    metrics,
+    networks,
+    operators,
+    solvers,
+    transforms,
+    variational,
+    visualize,
+)
 from monai_deqkan.networks.layers import KANActivation
 
 __all__ = [
     "__version__",
+    "adjoints",
     "data",
     "engines",
     "handlers",
@@ -21,6 +35,8 @@ __all__ = [
     "operators",
     "solvers",
     "transforms",
+    "variational",
+    "visualize",
 ]
 
 __version__ = "0.1.0"

@@ -6,8 +6,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import monai
@@ -63,6 +65,13 @@ def test_import_loads_nothing_heavy_beyond_monai() -> None:
     loaded = {name.partition(".")[0] for name in run.stdout.split()}
     assert "monai_deqkan" in loaded
     assert not loaded & set(LATE)
+
+
+def test_the_packages_that_the_readme_names_are_there_after_the_import() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith("| `monai_deqkan/` |")]
+    # The command must not depend on the checks for plug-ins, so these are loaded by their own name only.
+    assert set(re.findall(r"`(\w+)`", row)) == {"testing", *monai_deqkan.__all__} - {"__version__"}
 
 
 def test_monai_activations_include_ours() -> None:
