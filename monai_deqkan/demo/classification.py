@@ -84,7 +84,7 @@ def demo_classification(folder: Path, quick: bool) -> Section:
         [torch.as_tensor(item["image"]) for item in workflow.parser.get_parsed_content("validate#dataset")][:32]
     )
     with torch.no_grad(), SolveRecorder() as recorder:
-        states = network.features(images.to(next(network.parameters()).device)).cpu()
+        states = network.equilibrium_features(images.to(next(network.parameters()).device)).cpu()
     shown = np.linspace(0, len(test) - 1, 8).astype(int)
     captions = [f"{names[labels[i]]}: {scores[i, labels[i]]:.0%}" for i in shown]
     pictures = [np.asarray(test[i]["image"])[0].T for i in shown]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
@@ -106,9 +106,9 @@ class DEQKANClassifier(nn.Module):
         Raises:
             ValueError: if the image has another rank or number of channels.
         """
-        return self.head(self.dropout(self.features(image)))
+        return self.head(self.dropout(self.equilibrium_features(image)))
 
-    def features(self, image: Tensor) -> Tensor:
+    def equilibrium_features(self, image: Tensor) -> Tensor:
         """Return the equilibrium features ``(B, hidden_features)`` of images ``(B, in_channels, *space)``."""
         if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
             raise ValueError(
@@ -118,8 +118,7 @@ class DEQKANClassifier(nn.Module):
         maps = self.backbone(image)
         if maps.ndim > 2:
             maps = maps.flatten(2).amax(dim=2) if self.pool == "max" else maps.flatten(2).mean(dim=2)
-        z = self.equilibrium(self.injection_norm(self.projection(maps)))
-        return z if isinstance(z, Tensor) else z[0]
+        return cast(Tensor, self.equilibrium(self.injection_norm(self.projection(maps))))
 
 
 class _ResNetMaps(ResNet):

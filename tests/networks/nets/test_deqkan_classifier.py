@@ -41,7 +41,7 @@ def test_equilibrium_residual_is_small_for_every_sample():
     with torch.no_grad(), SolveRecorder() as recorder:
         injection = []
         network.injection_norm.register_forward_hook(lambda module, args, output: injection.append(output))
-        z = network.features(images())
+        z = network.equilibrium_features(images())
     fz = network.equilibrium.cell(z, injection[0])
     assert ((fz - z).norm(dim=1) / fz.norm(dim=1)).max().item() < 1e-3
     assert bool(recorder.converged().all())
@@ -79,7 +79,7 @@ def test_mixed_precision_outside_of_the_solve():
     network, x = small().eval(), images()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), SolveRecorder() as recorder:
         mixed = network(x).float()
-        assert network.features(x).dtype == torch.float32
+        assert network.equilibrium_features(x).dtype == torch.float32
     assert bool(recorder.converged().all())
     with torch.no_grad():
         assert torch.allclose(mixed, network(x), atol=0.1)
