@@ -39,10 +39,10 @@ def demo_classification(folder: Path, quick: bool) -> Section:
     settings = {
         "image_size": [80, 96],  # the pictures' own size, x first: nothing is resampled
         "features": [16, 32, 48, 64],
-        "max_epochs": 1 if quick else 16,
-        "patience": 16,
+        "max_epochs": 1 if quick else 24,
+        "patience": 24,
         "batch_size": 16,
-        "learning_rate": 0.01,
+        "learning_rate": 0.003,
         # The sample's pictures are turned, shifted and shaded already.
         "train#augmentation": [{"_target_": "RandFlipd", "keys": "image", "spatial_axis": 0, "prob": 0.5}],
     }

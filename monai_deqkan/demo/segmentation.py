@@ -33,10 +33,10 @@ def demo_segmentation(folder: Path, quick: bool) -> Section:
         "class_names": _NAMES,
         "image_size": [80, 96],  # the pictures' own size, x first: nothing is resampled
         "features": [8, 16, 32],
-        "max_epochs": 1 if quick else 10,
+        "max_epochs": 1 if quick else 6,
         "patience": 10,
         "batch_size": 4,
-        "learning_rate": 0.004,
+        "learning_rate": 0.02,
     }
     bundle = BundleRun("lung_xray_kanunet_segmentation", folder / "bundle", data, settings)
     history = bundle.train()
