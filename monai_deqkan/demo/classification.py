@@ -124,6 +124,9 @@ def demo_classification(folder: Path, quick: bool) -> Section:
             "Slices of the template with and without a synthetic lesion; training, validation and test come from "
             "slabs at "
             "least 10 mm apart. The network ends in the equilibrium of a Kolmogorov-Arnold layer.",
+            "The area under the ROC curve says how well lesions are ranked above the rest. Accuracy, sensitivity and "
+            "specificity depend on the decision threshold of 0.5, which a short training on one brain does not carry "
+            "over to a slab of other anatomy: they can be poor where the area is high.",
         ],
         key_figures=[
             ("AUC", f"{auc:.3f}", f"linear model {linear_auc:.3f}"),

@@ -30,7 +30,7 @@ def demo_reconstruction(folder: Path, quick: bool) -> Section:
     settings = {
         "acceleration": 4.0,
         "center_fraction": _CENTER_FRACTION,
-        "max_epochs": 1 if quick else 3,
+        "max_epochs": 1 if quick else 5,
         "batch_size": 2,
         "learning_rate": 0.01,
     }
