@@ -146,7 +146,8 @@ def demo_classification(folder: Path, quick: bool) -> Section:
             ("AUC", f"{auc:.3f}", f"{linear_auc:.3f}"),
             ("Accuracy", f"{numbers['accuracy']:.3f}", f"{numbers['baseline']['linear_model_accuracy']:.3f}"),
             *(
-                (label, f"{numbers[key]:.3f}", "")
+                # The second class by name counts as the positive one, as everywhere in the bundle.
+                (f"{label} for {names[1]}", f"{numbers[key]:.3f}", "")
                 for label, key in (("Sensitivity", "sensitivity"), ("Specificity", "specificity"), ("F1", "f1"))
             ),
         ],
