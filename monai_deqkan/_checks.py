@@ -21,6 +21,7 @@ __all__ = [
     "check_shape",
     "check_spatial_dims",
     "check_tensor",
+    "did_you_mean",
 ]
 
 
@@ -122,10 +123,15 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     """
     options = list(choices)
     if value not in options:
-        close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(value, options)
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, options))}; got {value!r}.{hint}")
     return value
+
+
+def did_you_mean(value: Any, options: Iterable[Any]) -> str:
+    """Return a sentence, with a space before it, that suggests the likeliest option; empty where none is near."""
+    close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def check_spatial_dims(value: Any, allowed: Sequence[int] = (2, 3)) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
+
+from monai_deqkan._checks import did_you_mean
 
 __all__ = ["Registry"]
 
@@ -64,8 +65,7 @@ class Registry(Generic[T]):
         for point in entry_points(group=self.group, name=name):
             self._classes[name] = self._checked(name, point.load())
             return self._classes[name]
-        close = difflib.get_close_matches(str(name), self.names(), n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(name, self.names())
         raise ValueError(f"Unknown {self.kind} '{name}'; known ones are {', '.join(self.names())}.{hint}")
 
     def build(self, spec: str | tuple[str, dict[str, Any]] | T, **settings: Any) -> T:
