@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_int
-from monai_deqkan.networks.layers.basis import BasisSpec, build_basis
+from monai_deqkan.networks.layers.basis import Basis, BasisSpec, build_basis
 from monai_deqkan.networks.layers.kan_layer import Contraction, KANLayer
 
 __all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]
@@ -98,6 +98,10 @@ class _KANConvNd(KANLayer):
         else:
             self.padding = self._per_axis("padding", padding, minimum=0)
         self._plan_padding()
+        # nn.ConvNd's other attributes, which some networks read
+        self.transposed = False
+        self.output_padding = (0,) * self.spatial_dims
+        self._reversed_padding_repeated_twice = self._input_padding
         shape = (out_channels, self.num_features * in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -124,8 +128,15 @@ class _KANConvNd(KANLayer):
         self._zero_padding: tuple[int, ...] = (0,) * self.spatial_dims
         if self.padding_mode == "zeros" and all(before == after for before, after in pairs):
             self._zero_padding = tuple(before for before, _ in pairs)
+        self._plan_zero()
+
+    def _plan_zero(self) -> None:
         at_zero = self.basis.values(torch.zeros(1, dtype=torch.float64))[:, 0]
         self._at_zero: list[float] = at_zero.tolist() if any(self._zero_padding) else []
+
+    def _replace_basis(self, basis: Basis, weight: Tensor) -> None:
+        super()._replace_basis(basis, weight)
+        self._plan_zero()
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``(B, C, *space)`` or ``(C, *space)``.
@@ -147,13 +158,19 @@ class _KANConvNd(KANLayer):
     def _forward_plain(self, x: Tensor) -> Tensor:
         x = self._padded(x)
         space = list(x.shape[2:])
-        features = self._plain_features(x.reshape([x.shape[0] * self.groups, -1] + space))  # noqa: RUF005, TorchScript
-        return self._convolve(features.reshape([x.shape[0], -1] + space))  # noqa: RUF005
+        shape = [x.shape[0] * self.groups, x.shape[1] // self.groups] + space  # noqa: RUF005, TorchScript
+        features = self._plain_features(x.reshape(shape), self._mapped(x).reshape(shape))
+        maps = features.shape[1] * x.shape[1]
+        return self._convolve(features.reshape([x.shape[0], maps] + space))  # noqa: RUF005
 
     @torch.jit.unused
     def _forward_eager(self, x: Tensor) -> Tensor:
         bias = self.bias
-        if self._at_zero:
+        padding, offsets = self._zero_padding, tuple(self._at_zero)
+        if self.input_scale is not None:
+            padding, offsets = (0,) * len(padding), ()  # a zero is mapped to another point in each channel
+            x = self._padded(x)
+        elif self._at_zero:
             # Outside the image the formula has B_k(0), not 0. So the features are shifted by B_k(0), padded by zeros in
             # the convolution, and the convolution of the constants B_k(0) goes into the bias.
             sums = self.coefficients.flatten(2).sum(2)  # (out, K)
@@ -163,8 +180,7 @@ class _KANConvNd(KANLayer):
         else:
             x = self._padded(x)
         x = x.reshape(x.shape[0] * self.groups, x.shape[1] // self.groups, *x.shape[2:])
-        contraction = _Convolution(self.stride, self._zero_padding, self.dilation, self.groups)
-        return self._evaluate(x, bias, contraction, tuple(self._at_zero))
+        return self._evaluate(x, bias, _Convolution(self.stride, padding, self.dilation, self.groups), offsets)
 
     def _padded(self, x: Tensor) -> Tensor:
         if max(self._input_padding) == 0:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from monai_deqkan._checks import check_choice
+from monai_deqkan._checks import check_choice, check_finite, check_shape
 from monai_deqkan.networks.layers.basis import Basis
 
 __all__ = ["Contraction", "FeatureMap", "KANLayer"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureMap:
     """What a layer computes from its input before it contracts: the base term if there is one, then the basis.
 
@@ -26,11 +26,15 @@ class FeatureMap:
         basis: the functions.
         has_base: whether feature 0 is SiLU.
         offsets: one number per basis function that is subtracted from it, or nothing.
+        scale: what the basis sees is ``scale * x + shift``; shape ``(G, C)`` for ``G`` groups, ``None`` for 1.
+        shift: likewise, ``None`` for 0; both or none.
     """
 
     basis: Basis
     has_base: bool
     offsets: tuple[float, ...] = ()
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     def fill(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the features of ``x`` ``(N, C, *)`` as ``(N, F, C, *)`` in ``dtype``, outside of autograd."""
@@ -38,7 +42,7 @@ class FeatureMap:
         features = x.new_empty((x.shape[0], base + self.basis.num_basis, *x.shape[1:]), dtype=dtype)
         if base:
             features[:, 0].copy_(F.silu(x))
-        self.basis.fill(_flat(x), features[:, base:].flatten(2))
+        self.basis.fill(_flat(self.mapped(x)), features[:, base:].flatten(2))
         for k, offset in enumerate(self.offsets):
             if offset != 0.0:
                 features[:, base + k].sub_(offset)
@@ -47,18 +51,35 @@ class FeatureMap:
     def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
         """Turn the gradient with respect to the features into the one with respect to ``x``."""
         base = int(self.has_base)
-        result = self.basis.pull_back(_flat(x), grad[:, base:].flatten(2)).view_as(x)
+        result = self.basis.pull_back(_flat(self.mapped(x)), grad[:, base:].flatten(2)).view(x.shape)
+        if self.scale is not None:
+            result = _per_channel(result, self.scale)
         if base:
             result += torch.ops.aten.silu_backward(grad[:, 0].to(x.dtype), x)
         return result
 
     def plain(self, x: Tensor) -> Tensor:
         """Return the features by differentiable operations."""
-        values = self.basis.values(x, dim=1)
+        values = self.basis.values(self.mapped(x), dim=1).to(x.dtype)
         if self.offsets:
             shape = (1, -1, *[1] * (x.dim() - 1))
             values = values - torch.tensor(self.offsets, dtype=x.dtype, device=x.device).view(shape)
         return torch.cat((F.silu(x).unsqueeze(1), values), dim=1) if self.has_base else values
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """Return what the basis sees; for half precision in float32."""
+        return x if self.scale is None else _per_channel(x, self.scale, self.shift)
+
+
+def _per_channel(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Map ``x`` ``(B * G, C, *)`` by numbers of shape ``(G, C)``."""
+    groups = scale.shape[0]
+    shape = (*scale.shape, *[1] * (x.dim() - 2))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    y = wide.unflatten(0, (x.shape[0] // groups, groups)) * scale.to(wide.dtype).view(shape)
+    if shift is not None:
+        y = y + shift.to(wide.dtype).view(shape)
+    return y.flatten(0, 1)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -154,6 +175,9 @@ class KANLayer(nn.Module):
     Attributes:
         basis: the functions, a settings object.
         base_activation: name of the base term's function, or ``None``.
+        input_scale: buffer of shape ``(in,)``, or ``None`` for ones: the basis sees
+            ``input_scale * x + input_shift``, the base term sees ``x``. Set both by `set_input_map`.
+        input_shift: buffer of shape ``(in,)``, or ``None`` for zeros.
 
     Raises:
         ValueError: if ``base_activation`` is unknown.
@@ -161,6 +185,9 @@ class KANLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    input_scale: Tensor | None
+    input_shift: Tensor | None
+    groups: int = 1
     __jit_unused_properties__: ClassVar[list[str]] = ["num_features", "coefficients", "base_weight"]
 
     def __init__(self, basis: Basis, base_activation: str | None) -> None:
@@ -169,6 +196,8 @@ class KANLayer(nn.Module):
         self.basis = basis
         self.basis_values = basis.module()
         self.has_base = base_activation is not None
+        self.register_buffer("input_scale", None)
+        self.register_buffer("input_shift", None)
 
     @property
     def num_features(self) -> int:
@@ -221,13 +250,148 @@ class KANLayer(nn.Module):
         """
         if points.dim() != 1:
             raise ValueError(f"`points` must have shape (P,); got {tuple(points.shape)}. Flatten it.")
-        features = FeatureMap(self.basis, self.has_base).plain(points[:, None])[..., 0]  # (P, F)
-        return torch.tensordot(features, self._unpacked(), dims=([1], [1]))
+        weight = self._unpacked()
+        if self.input_scale is None:
+            features = FeatureMap(self.basis, self.has_base).plain(points[:, None])[..., 0]  # (P, F)
+            return torch.tensordot(features, weight, dims=([1], [1]))
+        x = points[:, None, None].expand(-1, self.groups, weight.shape[2])
+        features = self._feature_map().plain(x.flatten(0, 1))
+        features = features.view(len(points), self.groups, self.num_features, weight.shape[2])
+        grouped = weight.unflatten(0, (self.groups, weight.shape[0] // self.groups))
+        return torch.einsum("pgfi,gofi...->pgoi...", features, grouped).flatten(1, 2)
 
-    def _plain_features(self, x: Tensor) -> Tensor:
-        """Return ``(N, F, C, *)`` from ``(N, C, *)`` by operations that can be compiled, traced and scripted."""
-        values = self.basis_values(x)
-        return torch.cat((F.silu(x).unsqueeze(1), values), dim=1) if self.has_base else values
+    @torch.no_grad()
+    def set_input_map(self, scale: Tensor | None, shift: Tensor | None) -> None:
+        r"""Set the affine map :math:`t_i = s_i x_i + b_i` between the input and the basis; the base term is not mapped.
+
+        Args:
+            scale: :math:`s`, nonzero, shape ``(in,)``: all input channels in their order; ``None`` for no map.
+            shift: :math:`b`, of that shape; ``None`` exactly where ``scale`` is.
+
+        Raises:
+            ValueError: if a shape or value is wrong, or only one is given.
+            TypeError: if one is no tensor.
+        """
+        if scale is None and shift is None:
+            self.input_scale = self.input_shift = None
+            return
+        if scale is None or shift is None:
+            raise ValueError(
+                "`scale` and `shift` must both be tensors or both None; got one of them. Give ones or zeros."
+            )
+        inputs = self.groups * self._unpacked().shape[2]
+        for name, value in (("scale", scale), ("shift", shift)):
+            check_shape(name, value, (inputs,), "Give one number per input channel.")
+            check_finite(name, value)
+        weight = self.weight
+        new_scale, new_shift = (value.detach().clone().to(weight) for value in (scale, shift))
+        if not bool((new_scale != 0).all() & new_scale.isfinite().all() & new_shift.isfinite().all()):
+            raise ValueError(
+                f"`scale` must be nonzero and, like `shift`, finite in {weight.dtype}; got {scale.tolist()}. "
+                "Use a scale of 1 for constant channels."
+            )
+        self.input_scale, self.input_shift = new_scale, new_shift
+
+    @torch.no_grad()
+    def set_basis(self, basis: Basis, coefficients: Tensor) -> None:
+        """Exchange the basis and its coefficients in place; base weights, bias and input map stay.
+
+        ``weight`` stays the same parameter object, so an optimizer keeps it; where its shape changes its gradient is
+        dropped, and the optimizer's state for it must be dropped by the caller.
+
+        Args:
+            basis: the new functions.
+            coefficients: their coefficients, shape ``(out, basis.num_basis, in / groups, *kernel)``.
+
+        Raises:
+            TypeError: if ``basis`` or ``coefficients`` is of another kind.
+            ValueError: if the shape does not fit, a value is not finite, or the weight is parametrized.
+        """
+        if not isinstance(basis, Basis):
+            raise TypeError(f"`basis` must be a Basis; got {type(basis).__name__}.")
+        if "weight" not in self._parameters:
+            raise ValueError(
+                "The basis of a layer whose weight is parametrized cannot be exchanged. Remove the parametrization "
+                "(torch.nn.utils.parametrize.remove_parametrizations) first."
+            )
+        old = self._unpacked()
+        check_shape("coefficients", coefficients, (old.shape[0], basis.num_basis, *old.shape[2:]))
+        check_finite("coefficients", coefficients)
+        weight = torch.cat((old[:, : int(self.has_base)], coefficients.to(old)), dim=1).flatten(1, 2)
+        self._replace_basis(basis, weight)
+
+    def _replace_basis(self, basis: Basis, weight: Tensor) -> None:
+        parameter = self.weight
+        if weight.shape != parameter.shape:
+            parameter.grad = None
+            # An old graph that is still alive, say of the last loss, holds the node that accumulates gradients of the
+            # old shape, and new graphs would share it. A change of dtype, there and back, makes autograd forget it.
+            parameter.data = weight.new_empty(
+                0, dtype=torch.float32 if weight.dtype == torch.float64 else torch.float64
+            )
+        parameter.data = weight
+        self.basis = basis
+        self.basis_values = basis.module()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Make the buffers and the number of basis functions fit what is loaded."""
+        names = ("input_scale", "input_shift")
+        if any(prefix + name in state_dict for name in names):
+            if self.input_scale is None:
+                columns = self.groups * self._unpacked().shape[2]
+                self.input_scale, self.input_shift = self.weight.new_ones(columns), self.weight.new_zeros(columns)
+        elif any(key.startswith(prefix) for key in state_dict):
+            self.input_scale = self.input_shift = None
+        saved = state_dict.get(prefix + "weight")
+        if isinstance(saved, Tensor) and "weight" in self._parameters:
+            try:
+                self._fit_basis_to(saved.shape)
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{prefix}weight has another number of basis functions: {error}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _fit_basis_to(self, shape: torch.Size) -> None:
+        """Resize the basis so that a weight of this shape can be loaded; leave it where that alone would not do."""
+        weight = self.weight
+        columns = weight.shape[1] // self.num_features
+        fits_else = len(shape) == weight.dim() and shape[0] == weight.shape[0] and shape[2:] == weight.shape[2:]
+        if not fits_else or shape == weight.shape or shape[1] % columns:
+            return
+        num_basis = shape[1] // columns - int(self.has_base)
+        self._replace_basis(self.basis.resized(num_basis), weight.new_empty(shape))
+
+    def _plain_features(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ``(N, F, C, *)`` from ``x`` and the mapped ``t`` ``(N, C, *)`` by operations that can be scripted."""
+        values = self.basis_values(t)
+        return torch.cat((F.silu(x).unsqueeze(1), values.to(x.dtype)), dim=1) if self.has_base else values.to(x.dtype)
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        """Return what the basis sees of ``x`` ``(B, in, *)``, for half precision in float32; can be scripted."""
+        scale, shift = self.input_scale, self.input_shift
+        if scale is None or shift is None:
+            return x
+        if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+            x = x.float()
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return x * scale.to(x.dtype).reshape(shape) + shift.to(x.dtype).reshape(shape)
+
+    @torch.jit.unused
+    def _feature_map(self, offsets: tuple[float, ...] = ()) -> FeatureMap:
+        scale, shift = self.input_scale, self.input_shift
+        if scale is None or shift is None:
+            return FeatureMap(self.basis, self.has_base, offsets)
+        return FeatureMap(self.basis, self.has_base, offsets, scale.view(self.groups, -1), shift.view(self.groups, -1))
 
     @torch.jit.unused
     def _must_be_plain(self) -> bool:
@@ -246,7 +410,7 @@ class KANLayer(nn.Module):
             raise TypeError(
                 f"The input must have the weight's dtype {dtype}; got {x.dtype}. Convert one, or use autocast."
             )
-        return _recomputed(x, weight, bias, FeatureMap(self.basis, self.has_base, offsets), contraction, dtype)
+        return _recomputed(x, weight, bias, self._feature_map(offsets), contraction, dtype)
 
 
 def _second_moments(basis: Basis) -> tuple[float, float]:

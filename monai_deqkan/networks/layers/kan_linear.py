@@ -107,7 +107,7 @@ class KANLinear(KANLayer):
             )
         x = input.reshape(-1, self.in_features)
         if torch.jit.is_scripting() or self._must_be_plain():
-            y = F.linear(self._plain_features(x).flatten(1), self.weight, self.bias)
+            y = F.linear(self._plain_features(x, self._mapped(x)).flatten(1), self.weight, self.bias)
         else:
             y = self._forward_eager(x)
         return y.reshape(list(input.shape[:-1]) + [self.out_features])  # noqa: RUF005, TorchScript

@@ -95,7 +95,7 @@ def test_gradients(order: int, base_activation: str | None) -> None:
 
 
 def plain(layer: KANLinear, x: Tensor) -> Tensor:
-    return F.linear(layer._plain_features(x).flatten(1), layer.weight, layer.bias)
+    return F.linear(layer._plain_features(x, x).flatten(1), layer.weight, layer.bias)
 
 
 def test_gradient_equals_that_of_the_plain_path_and_keeps_no_features() -> None:
