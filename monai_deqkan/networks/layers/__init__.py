@@ -4,6 +4,14 @@ from monai_deqkan.networks.layers.basis import BASES, Basis, BSplineBasis
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers.kan_importance import (
+    KANEdge,
+    edge_importance,
+    edge_values,
+    input_sensitivity,
+    rank_edges,
+    record_kan_inputs,
+)
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
 from monai_deqkan.networks.layers.lipschitz import (
@@ -24,12 +32,18 @@ __all__ = [
     "KANConv1d",
     "KANConv2d",
     "KANConv3d",
+    "KANEdge",
     "KANLayer",
     "KANLinear",
     "certified_spectral_norm",
     "conv_norm_bound",
+    "edge_importance",
+    "edge_values",
     "frozen_weights",
+    "input_sensitivity",
     "kan_lipschitz_bound",
     "linear_norm_bound",
+    "rank_edges",
+    "record_kan_inputs",
     "remove_spectral_norm",
 ]
