@@ -1,6 +1,7 @@
 """Layers without knowledge of the task."""
 
-from monai_deqkan.networks.layers.basis import BASES, Basis, BSplineBasis
+from monai_deqkan.networks.layers.basis import BASES, Basis
+from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int, check_tensor
-from monai_deqkan.networks.layers.basis import BSplineBasis
+from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = ["conv_norm_bound", "kan_lipschitz_bound", "linear_norm_bound"]
