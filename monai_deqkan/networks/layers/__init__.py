@@ -5,6 +5,13 @@ from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers.kan_extension import (
+    GridExtension,
+    extend_grid,
+    extend_grids,
+    reset_optimizer_state,
+)
+from monai_deqkan.networks.layers.kan_grid import GridRefit, refit_grid, refit_grids
 from monai_deqkan.networks.layers.kan_importance import (
     KANEdge,
     edge_importance,
@@ -13,6 +20,7 @@ from monai_deqkan.networks.layers.kan_importance import (
     rank_edges,
     record_kan_inputs,
 )
+from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
 from monai_deqkan.networks.layers.lipschitz import (
@@ -29,6 +37,9 @@ __all__ = [
     "Basis",
     "CertifiedSpectralNorm",
     "DEQLayer",
+    "GridExtension",
+    "GridRefit",
+    "InputStatistics",
     "KANActivation",
     "KANConv1d",
     "KANConv2d",
@@ -36,15 +47,21 @@ __all__ = [
     "KANEdge",
     "KANLayer",
     "KANLinear",
+    "LayerInputs",
     "certified_spectral_norm",
     "conv_norm_bound",
     "edge_importance",
     "edge_values",
+    "extend_grid",
+    "extend_grids",
     "frozen_weights",
     "input_sensitivity",
     "kan_lipschitz_bound",
     "linear_norm_bound",
     "rank_edges",
     "record_kan_inputs",
+    "refit_grid",
+    "refit_grids",
     "remove_spectral_norm",
+    "reset_optimizer_state",
 ]

@@ -1,0 +1,414 @@
+"""Move the grids of KAN layers to their data and keep the functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_deqkan._checks import check_finite, check_int, check_range
+from monai_deqkan.networks.layers.basis import Basis
+from monai_deqkan.networks.layers.kan_extension import channel_edges, check_plain_layer, is_plain, layer_edges
+from monai_deqkan.networks.layers.kan_inputs import (
+    InputStatistics,
+    column_quantiles,
+    grid_coordinates,
+    input_rows,
+    kan_layers,
+)
+from monai_deqkan.networks.layers.kan_layer import KANLayer
+
+__all__ = ["GridRefit", "refit_grid", "refit_grids"]
+
+_QUANTILES = (0.001, 0.999)
+_NUM_DATA, _NUM_UNIFORM = 512, 128  # points of a fit; the former reach from the 0.1 to the 99.9 % quantile
+_UNIFORM_SHARE = 0.1  # of the weight: keeps the function where there are no data, hardly costs accuracy where they are
+_MAX_ROWS = 1 << 16  # a single refit looks at no more rows
+
+
+@dataclass(frozen=True)
+class GridRefit:
+    """What `refit_grid` did to one layer.
+
+    Attributes:
+        layer: name of the layer in the network.
+        old_range: ends of each channel's grid before, in the unit of the layer's input, shape ``(in, 2)``.
+        new_range: ends after.
+        kept: for each channel whose grid did not go to the quantiles of its inputs, why.
+        old_num_basis: number of basis functions before.
+        num_basis: number after; larger where the function could not be kept otherwise.
+        channel_change: root mean square change of each channel's edge functions, base term included, relative to
+            theirs, over the inputs within ``new_range``; shape ``(in,)``.
+        relative_change: the same of all channels together.
+        outside_before: share of the finite inputs outside the old grid.
+        outside_after: share outside the new one.
+        non_finite: number of NaN and infinite inputs that were left out.
+    """
+
+    layer: str
+    old_range: Tensor
+    new_range: Tensor
+    kept: dict[int, str]
+    old_num_basis: int
+    num_basis: int
+    channel_change: Tensor
+    relative_change: float
+    outside_before: float
+    outside_after: float
+    non_finite: int
+
+    def __str__(self) -> str:
+        channels = len(self.channel_change)
+        text = (
+            f"{self.layer or 'layer'}: {channels - len(self.kept)} of {channels} grids refitted, outside "
+            f"{self.outside_before:.2%} -> {self.outside_after:.2%}, change {self.relative_change:.2%}"
+        )
+        return text + (f", {self.old_num_basis} -> {self.num_basis} functions" * (self.num_basis != self.old_num_basis))
+
+
+def refit_grid(
+    layer: KANLayer,
+    inputs: Tensor,
+    *,
+    ridge: float = 1e-8,
+    margin: float = 0.0,
+    dead_band: float = 0.0,
+    max_change: float = 0.01,
+    max_growth: int = 4,
+    name: str = "",
+) -> GridRefit:
+    r"""Move the grid of each input channel to the range of its inputs, and keep the functions.
+
+    The range goes from the 0.1 % to the 99.9 % quantile of the channel's finite inputs. An affine map
+    :math:`t = s_i x + b_i` in front of the basis takes it to the basis's own range, so that knots stay uniform, and
+    the coefficients :math:`c_i` of all edges from channel :math:`i` become :math:`T_i c_i` with
+
+    .. math:: T_i = (\Phi'^T W \Phi' + \rho I)^{-1} \Phi'^T W \Phi
+
+    where :math:`\Phi` and :math:`\Phi'` hold the old and the new basis functions at points of which nine tenths of the
+    weight are quantiles of the data and one tenth is uniform on the new range. It works in place, in float64; base
+    weights, bias and the parameter object stay. Inputs that are NaN or infinite are left out.
+
+    **How much the function changes** is decided on the data, channel by channel: where it would be more than
+    ``max_change``, the basis is refined by a factor of 2, 3, ... up to ``max_growth``, and where that does not help,
+    the channel keeps its grid. Channels without finite inputs keep theirs, too, and so do constant ones (all inputs
+    equal up to 16 roundings of the weight's dtype); a constant outside the grid moves the grid, unscaled, around it.
+
+    Args:
+        layer: layer whose weight is a plain parameter; changed in place.
+        inputs: what the layer takes: ``(*, in)`` or ``(B, in, *space)``. Of more than 65536 rows some are used.
+        ridge: :math:`\rho`, relative to the mean diagonal of :math:`\Phi'^T W \Phi'`.
+        margin: share of the range added at each end.
+        dead_band: a channel keeps its grid if both ends would move by less than this share of its width.
+        max_change: largest relative change of a channel's functions, root mean square over the inputs.
+        max_growth: largest factor that the basis may be refined by to achieve that; 1 keeps its size.
+        name: what to call the layer in the record.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: if ``inputs`` is empty or does not fit, the weight is parametrized or not finite, or a number is
+            out of its range.
+        TypeError: if ``layer`` is no KAN layer.
+
+    Example:
+        >>> layer = KANLinear(2, 3)
+        >>> record = refit_grid(layer, torch.linspace(0, 1, 1001)[:, None] * torch.tensor([1.0, 20.0]))
+        >>> record.new_range
+        tensor([[1.0000e-03, 9.9900e-01],
+                [2.0000e-02, 1.9980e+01]], dtype=torch.float64)
+    """
+    check_plain_layer(layer)
+    rows = input_rows(layer, inputs)
+    if not len(rows):
+        raise ValueError(f"`inputs` must hold a sample at least; got shape {tuple(inputs.shape)}.")
+    if len(rows) > _MAX_ROWS:
+        index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_MAX_ROWS]
+        rows = rows[index.to(rows.device)]
+    settings = _RefitSettings(ridge, margin, dead_band, max_change, max_growth)
+    return _refit(layer, rows.to(layer.weight.device), settings, name)
+
+
+@dataclass(frozen=True)
+class _RefitSettings:
+    ridge: float
+    margin: float
+    dead_band: float
+    max_change: float
+    max_growth: int
+
+    def __post_init__(self) -> None:
+        check_range("ridge", self.ridge, 0.0, 1.0, open_low=True)
+        check_range("margin", self.margin, 0.0, 10.0)
+        check_range("dead_band", self.dead_band, 0.0, 1.0)
+        check_range("max_change", self.max_change, 0.0)
+        check_int("max_growth", self.max_growth)
+
+
+@torch.no_grad()
+def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -> GridRefit:
+    check_finite("layer.weight", layer.weight, "Reload the layer; a refit cannot repair it.")
+    old_basis = layer.basis
+    edges = channel_edges(layer, layer.coefficients.double())  # (C, K, E)
+    old_map = _input_map(layer)
+    target, kept = _target_ranges(layer, rows, settings)
+    new_map = _map_to(target, old_basis.grid_range, layer.weight.dtype)
+    stay = target.isnan().any(1)
+    new_map = torch.where(stay, old_map, new_map)  # (2, C)
+    fit = _Fit(layer, rows, edges, old_map, settings)
+
+    best = fit.solve(old_basis, new_map, stay)
+    for factor in range(2, settings.max_growth + 1):
+        if not bool(best.fails.any()):
+            break
+        finer = _refined(old_basis, factor)
+        if finer is None:
+            break
+        trial = fit.solve(finer, new_map, stay)
+        if int(trial.fails.sum()) < int(best.fails.sum()):
+            best = trial
+    if bool(best.fails.any()):
+        for channel in best.fails.nonzero().flatten().tolist():
+            kept[channel] = f"the functions would change by {float(best.change[channel]):.1%}"
+        stay |= best.fails
+        new_map = torch.where(stay, old_map, new_map)
+        basis = old_basis if bool(stay.all()) else best.basis
+        best = fit.solve(basis, new_map, stay)
+
+    before = _ranges(layer)
+    outside_before = _outside(layer, rows)
+    layer.set_basis(best.basis, layer_edges(layer, best.edges).to(layer.weight.dtype))
+    if not bool(stay.all()):
+        layer.set_input_map(new_map[0], new_map[1])
+    return GridRefit(
+        layer=name,
+        old_range=before.cpu(),
+        new_range=_ranges(layer).cpu(),
+        kept=dict(sorted(kept.items())),
+        old_num_basis=old_basis.num_basis,
+        num_basis=best.basis.num_basis,
+        channel_change=best.change.cpu(),
+        relative_change=best.total_change,
+        outside_before=outside_before,
+        outside_after=_outside(layer, rows),
+        non_finite=int((~rows.isfinite()).sum()),
+    )
+
+
+def _refined(basis: Basis, factor: int) -> Basis | None:
+    try:
+        return basis.refined(factor)
+    except TypeError:  # its number of functions is fixed
+        return None
+
+
+@dataclass(frozen=True)
+class _Solved:
+    basis: Basis
+    edges: Tensor  # (C, K', E)
+    change: Tensor  # (C,)
+    total_change: float
+    fails: Tensor  # (C,), where the change is too large
+
+
+class _Fit:
+    """Fits of one layer's functions in other bases and under other maps."""
+
+    def __init__(self, layer: KANLayer, rows: Tensor, edges: Tensor, old_map: Tensor, settings: _RefitSettings) -> None:
+        self.layer = layer
+        self.edges = edges
+        self.old_map = old_map
+        self.settings = settings
+        probabilities = (torch.arange(_NUM_DATA, dtype=torch.float64, device=rows.device) + 0.5) / _NUM_DATA
+        self.data = column_quantiles(rows, probabilities).t()  # (C, P)
+        base = layer.base_weight
+        self.base = None if base is None else channel_edges(layer, base.double().unsqueeze(1))  # (C, 1, E)
+
+    def solve(self, basis: Basis, new_map: Tensor, stay: Tensor) -> _Solved:
+        low, high = basis.grid_range
+        shape = (len(stay), basis.num_basis, self.edges.shape[2])
+        edges = torch.empty(shape, dtype=torch.float64, device=stay.device)
+        squares = torch.empty((2, len(stay)), dtype=torch.float64, device=stay.device)
+        size = max(1, (1 << 22) // ((_NUM_DATA + _NUM_UNIFORM) * basis.num_basis + _NUM_DATA * shape[2]))
+        for part in torch.arange(len(stay), device=stay.device).split(size):
+            scale, shift = new_map[:, part, None]
+            uniform = (torch.linspace(low, high, _NUM_UNIFORM, dtype=torch.float64, device=stay.device) - shift) / scale
+            first, last = uniform.amin(1, keepdim=True), uniform.amax(1, keepdim=True)
+            reach = 0.5 * (last - first)
+            data = self.data[part]
+            near = (data >= first - reach) & (data <= last + reach)
+            data = torch.where(near, data, 0.5 * (first + last))
+            points = torch.cat((data, uniform), dim=1)
+            weights = torch.cat((near * ((1 - _UNIFORM_SHARE) / _NUM_DATA), _full_like(uniform, _UNIFORM_SHARE)), dim=1)
+            old_scale, old_shift = self.old_map[:, part, None]
+            old = self.layer.basis.values(old_scale * points + old_shift, dim=1)  # (C, K, P)
+            new = basis.values(scale * points + shift, dim=1)  # (C, K', P)
+            edges[part] = torch.where(
+                stay[part, None, None] & (basis == self.layer.basis),
+                self._padded(self.edges[part], basis),
+                _ridge_fit(new, old, weights, self.settings.ridge) @ self.edges[part],
+            )
+            inside = (data >= first) & (data <= last) & near
+            new_values = edges[part].mT @ new[..., :_NUM_DATA]  # (C, E, P)
+            old_values = self.edges[part].mT @ old[..., :_NUM_DATA]
+            squares[0, part] = ((new_values - old_values).square() * inside[:, None]).sum((1, 2))
+            if self.base is not None:
+                old_values = old_values + self.base[part].mT * nn.functional.silu(data)[:, None]
+            squares[1, part] = (old_values.square() * inside[:, None]).sum((1, 2))
+        change = _ratio(squares[0], squares[1])
+        fails = ~stay & ~(change <= self.settings.max_change)
+        fails |= ~stay & ~edges.to(self.layer.weight.dtype).isfinite().flatten(1).all(1)
+        # A channel's squares are sums over its points in the range: as many as all but for those of heavy tails.
+        total = _ratio(squares[0].sum(), squares[1].sum())
+        return _Solved(basis, edges, change, float(total), fails)
+
+    def _padded(self, edges: Tensor, basis: Basis) -> Tensor:
+        missing = basis.num_basis - edges.shape[1]
+        return nn.functional.pad(edges, (0, 0, 0, missing))
+
+
+def _full_like(points: Tensor, share: float) -> Tensor:
+    return torch.full_like(points, share / points.shape[1])
+
+
+def _ratio(change: Tensor, size: Tensor) -> Tensor:
+    """Return the root of the ratio of two sums of squares, 0 where nothing changed."""
+    return torch.where(change == 0, 0.0, (change / size).sqrt())
+
+
+def _ridge_fit(new: Tensor, old: Tensor, weights: Tensor, ridge: float) -> Tensor:
+    """Return the matrices ``(C, K', K)`` that take coefficients in ``old`` ``(C, K, P)`` to those in ``new``."""
+    weighted = new * weights[:, None]
+    gram = weighted @ new.mT
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal += ridge * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
+    return torch.linalg.solve_ex(gram, weighted @ old.mT)[0]
+
+
+def _target_ranges(layer: KANLayer, rows: Tensor, settings: _RefitSettings) -> tuple[Tensor, dict[int, str]]:
+    """Return where the grid of each channel is to go, ``(C, 2)``, NaN where it is to stay, and why."""
+    low, high = column_quantiles(rows, _QUANTILES)
+    old = _ranges(layer)
+    old_low, old_high = old.amin(1), old.amax(1)
+    old_width = old_high - old_low
+    info = torch.finfo(layer.weight.dtype)
+    grid_low, grid_high = layer.basis.grid_range
+    # Below this width the map's scale or shift would lose the values in the weight's dtype.
+    smallest = torch.maximum(16 * info.eps * torch.maximum(low.abs(), high.abs()), old_width * 0)
+    smallest = smallest.clamp(min=100.0 * (grid_high - grid_low) / info.max)
+    constant = high - low <= smallest
+    middle, width = 0.5 * (low + high), torch.maximum(old_width, smallest)
+    widened = torch.stack((low - settings.margin * (high - low), high + settings.margin * (high - low)), dim=1)
+    around = torch.stack((middle - 0.5 * width, middle + 0.5 * width), dim=1)
+    target = torch.where(constant[:, None], around, widened)
+    moved = torch.maximum((target[:, 0] - old_low).abs(), (target[:, 1] - old_high).abs())
+    on_grid = (middle >= old_low) & (middle <= old_high)
+    kept: dict[int, str] = {}
+    for reason, where in (
+        ("no finite inputs", low.isnan()),
+        ("constant inputs on the grid", constant & on_grid),
+        ("within the dead band", ~constant & (moved < settings.dead_band * old_width)),
+    ):
+        for channel in where.nonzero().flatten().tolist():
+            kept[channel] = reason
+    target[list(kept)] = torch.nan
+    for channel in (constant & ~on_grid & ~low.isnan()).nonzero().flatten().tolist():
+        kept[channel] = "constant inputs outside the grid, which moved around them"
+    return target, kept
+
+
+def _map_to(target: Tensor, grid_range: tuple[float, float], dtype: torch.dtype) -> Tensor:
+    """Return scale and shift, ``(2, C)``, that take ``target`` ``(C, 2)`` to the grid, as rounded to ``dtype``."""
+    low, high = target.unbind(1)
+    scale = ((grid_range[1] - grid_range[0]) / (high - low)).to(dtype).double()
+    # Around the middle, so that the rounding of the scale moves both ends alike.
+    shift = (0.5 * (grid_range[0] + grid_range[1]) - scale * 0.5 * (low + high)).to(dtype).double()
+    return torch.stack((scale, shift))
+
+
+def _input_map(layer: KANLayer) -> Tensor:
+    """Return the layer's map as ``(2, C)`` in float64."""
+    if layer.input_scale is None or layer.input_shift is None:
+        channels = layer.groups * layer.coefficients.shape[2]
+        ones = torch.ones(channels, dtype=torch.float64, device=layer.weight.device)
+        return torch.stack((ones, torch.zeros_like(ones)))
+    return torch.stack((layer.input_scale, layer.input_shift)).double()
+
+
+def _ranges(layer: KANLayer) -> Tensor:
+    """Return the ends of each channel's grid in the unit of the input, ``(C, 2)``."""
+    scale, shift = _input_map(layer)
+    low, high = layer.basis.grid_range
+    return torch.stack(((low - shift) / scale, (high - shift) / scale), dim=1)
+
+
+def _outside(layer: KANLayer, rows: Tensor) -> float:
+    t = grid_coordinates(layer, rows.double())
+    low, high = layer.basis.grid_range
+    outside = rows.isfinite() & ((t < low) | (t > high))
+    return float(outside.sum() / rows.isfinite().sum().clamp(min=1))
+
+
+def refit_grids(
+    network: nn.Module,
+    data: Iterable[Any] | InputStatistics,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    ridge: float = 1e-8,
+    margin: float = 0.0,
+    dead_band: float = 0.0,
+    max_change: float = 0.01,
+    max_growth: int = 4,
+) -> list[GridRefit]:
+    """Refit all KAN layers of a network to what they receive, after one pass over data; see `refit_grid`.
+
+    The pass runs without gradients and in evaluation mode, which is undone afterwards. Layers that received nothing
+    and layers whose weight is parametrized, such as certified ones, are left alone.
+
+    Args:
+        network: the network, changed in place.
+        data: batches, or statistics of the same network that were recorded before.
+        forward: called as ``forward(network, batch)``; ``network(batch)`` by default.
+        ridge: see `refit_grid`, as the next four.
+        margin: share of the range added at each end.
+        dead_band: relative shift below which a grid stays.
+        max_change: largest relative change of a channel's functions.
+        max_growth: largest factor of refinement; 1 keeps the size of the weights.
+
+    Returns:
+        A record for each refitted layer, in the network's order.
+
+    Raises:
+        ValueError: if the network has no KAN layer, or none of them received anything.
+        TypeError: if ``network`` is no module.
+    """
+    settings = _RefitSettings(ridge, margin, dead_band, max_change, max_growth)
+    layers = kan_layers(network)
+    statistics = data if isinstance(data, InputStatistics) else _observe(network, data, forward)
+    if not any(name in statistics.layers for name in layers):
+        raise ValueError("No KAN layer of `network` received an input; give at least one batch that reaches one.")
+    return [
+        _refit(layer, statistics.layers[name].samples.to(layer.weight.device), settings, name)
+        for name, layer in layers.items()
+        if name in statistics.layers and is_plain(layer)
+    ]
+
+
+@torch.no_grad()
+def _observe(
+    network: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None
+) -> InputStatistics:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with InputStatistics(network) as statistics:
+            for batch in batches:
+                network(batch) if forward is None else forward(network, batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return statistics
