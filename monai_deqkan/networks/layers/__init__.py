@@ -3,6 +3,7 @@
 from monai_deqkan.networks.layers.basis import BASES, Basis
 from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.deq import DEQLayer
+from monai_deqkan.networks.layers.harmonic_basis import ChebyshevBasis, FourierBasis
 from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.kan_extension import (
@@ -30,13 +31,17 @@ from monai_deqkan.networks.layers.lipschitz import (
     remove_spectral_norm,
 )
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound, kan_lipschitz_bound, linear_norm_bound
+from monai_deqkan.networks.layers.radial_basis import GaussianBasis, MexicanHatBasis
 
 __all__ = [
     "BASES",
     "BSplineBasis",
     "Basis",
     "CertifiedSpectralNorm",
+    "ChebyshevBasis",
     "DEQLayer",
+    "FourierBasis",
+    "GaussianBasis",
     "GridExtension",
     "GridRefit",
     "InputStatistics",
@@ -48,6 +53,7 @@ __all__ = [
     "KANLayer",
     "KANLinear",
     "LayerInputs",
+    "MexicanHatBasis",
     "certified_spectral_norm",
     "conv_norm_bound",
     "edge_importance",

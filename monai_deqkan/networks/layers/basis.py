@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -239,8 +239,16 @@ class GridBasis(Basis):
     """
 
     outside: str
-    _raw: ClassVar[Callable[[Tensor, int, int, float], Tensor]]  # (u, dim, num_basis, parameter) -> values
-    _raw_slopes: ClassVar[Callable[[Tensor, int, int, float], Tensor]]  # the same, derivative with respect to u
+
+    @staticmethod
+    @abstractmethod
+    def _raw(u: Tensor, dim: int, count: int, parameter: float, /) -> Tensor:
+        """Evaluate the functions of u; a function that TorchScript reads."""
+
+    @staticmethod
+    @abstractmethod
+    def _raw_slopes(u: Tensor, dim: int, count: int, parameter: float, /) -> Tensor:
+        """Evaluate their derivatives with respect to u."""
 
     @property
     @abstractmethod
