@@ -44,8 +44,12 @@ class KANLinear(KANLayer):
         basis: the functions :math:`B_k`: a name, a pair ``(name, settings)``, or a `Basis`.
         grid_size: number of intervals of the grid, for a basis given by name.
         spline_order: order of its splines.
-        grid_range: first and last knot, in the unit of the inputs. Outside of it B-splines fade to zero.
+        grid_range: first and last knot, in the unit of the inputs.
+        outside: how functions go on beyond the grid, ``"zero"``, ``"clamp"`` (the value at its end) or ``"linear"``
+            (the tangent there), for a basis given by name; ``None`` for the basis's own default.
         base_activation: ``"silu"``, or ``None`` to leave the first term out.
+        init: how weights are drawn: ``"variance"`` keeps the mean squares of outputs and gradients, ``"identity"``
+            passes inputs on, ``"zero_spline"`` starts with the base term alone; see `reset_parameters`.
         device: where the parameters are made.
         dtype: their dtype.
 
@@ -81,11 +85,13 @@ class KANLinear(KANLayer):
         grid_size: int = 5,
         spline_order: int = 3,
         grid_range: tuple[float, float] = (-3.0, 3.0),
+        outside: str | None = None,
         base_activation: str | None = "silu",
+        init: str = "variance",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(build_basis(basis, grid_size, spline_order, grid_range), base_activation)
+        super().__init__(build_basis(basis, grid_size, spline_order, grid_range, outside), base_activation, init)
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
         columns = self.num_features * in_features
