@@ -24,6 +24,7 @@ from monai_deqkan.networks.layers.kan_importance import (
 from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
+from monai_deqkan.networks.layers.kan_shape import ShapeConstraint, constrain_shape
 from monai_deqkan.networks.layers.lipschitz import (
     CertifiedSpectralNorm,
     certified_spectral_norm,
@@ -54,7 +55,9 @@ __all__ = [
     "KANLinear",
     "LayerInputs",
     "MexicanHatBasis",
+    "ShapeConstraint",
     "certified_spectral_norm",
+    "constrain_shape",
     "conv_norm_bound",
     "edge_importance",
     "edge_values",

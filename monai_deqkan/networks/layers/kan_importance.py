@@ -84,7 +84,7 @@ def _num_channels(layer: KANLayer) -> int:
     if not isinstance(layer, KANLayer):
         hint = " Give its `functions`." if isinstance(getattr(layer, "functions", None), KANLayer) else ""
         raise TypeError(f"`layer` must be a KAN layer such as KANLinear; got {type(layer).__name__}.{hint}")
-    return layer.coefficients.shape[2] * getattr(layer, "groups", 1)
+    return layer.coefficients.shape[2] * layer.groups
 
 
 def _kernel_axes(layer: KANLayer) -> int:
@@ -93,9 +93,10 @@ def _kernel_axes(layer: KANLayer) -> int:
 
 def _grid_inputs(layer: KANLayer) -> Tensor:
     """Return inputs, (in, N), that the layer's input map spreads evenly over the grid."""
+    channels = _num_channels(layer)
     low, high = layer.basis.grid_range
     t = torch.linspace(low, high, _GRID_POINTS, dtype=torch.float64, device=layer.weight.device)
-    t = t.expand(_num_channels(layer), -1)
+    t = t.expand(channels, -1)
     if layer.input_scale is None or layer.input_shift is None:
         return t
     return (t - layer.input_shift.double()[:, None]) / layer.input_scale.double()[:, None]
@@ -142,7 +143,7 @@ def edge_importance(layer: KANLayer, inputs: Tensor | None = None) -> Tensor:
     for part in x.split(max(1, _CHUNK // len(x)), dim=1):
         features = _features(layer, part)
         moments = moments + features @ features.transpose(1, 2)  # (in, F, F)
-    groups = getattr(layer, "groups", 1)
+    groups = layer.groups
     moments = (moments / x.shape[1]).unflatten(0, (groups, -1))
     weight = layer._unpacked().double()  # (out, F, in / groups, *kernel)
     grouped = weight.flatten(3).unflatten(0, (groups, -1)) if weight.dim() > 3 else weight[None, ..., None]
@@ -166,9 +167,9 @@ def rank_edges(layer: KANLayer, inputs: Tensor | None = None, num_edges: int | N
         ValueError: if ``inputs`` do not fit the layer or are not finite.
 
     Example:
+        >>> from monai_deqkan.networks.layers import KANLinear
         >>> layer = KANLinear(2, 1, base_activation=None)
-        >>> with torch.no_grad():
-        ...     layer.coefficients.copy_(torch.tensor([1.0, 3.0]).expand(1, 8, 2))  # two constant functions
+        >>> _ = layer.weight.data.copy_(torch.tensor([1.0, 3.0] * 8))  # two constant functions
         >>> [(edge.in_channel, round(edge.importance, 3)) for edge in rank_edges(layer)]
         [(1, 3.0), (0, 1.0)]
     """
@@ -178,7 +179,7 @@ def rank_edges(layer: KANLayer, inputs: Tensor | None = None, num_edges: int | N
     x = input_channels(layer, inputs) if inputs is not None else _grid_inputs(layer)
     lows, highs = (end.tolist() for end in _range_of(x))
     per_group = importance.shape[1]
-    outs_per_group = len(importance) // getattr(layer, "groups", 1)
+    outs_per_group = len(importance) // layer.groups
     edges = []
     for index, value in zip(order.tolist(), importance.flatten()[order].tolist(), strict=True):
         out, channel, *offset = (int(i) for i in torch.unravel_index(torch.tensor(index), importance.shape))
@@ -205,8 +206,11 @@ def edge_values(layer: KANLayer, edge: KANEdge, points: Tensor) -> Tensor:
     Returns:
         Shape ``(P,)``, float64.
     """
-    per_group = layer.coefficients.shape[2]
-    weight = layer._unpacked()[(edge.out_channel, slice(None), edge.in_channel % per_group, *edge.offset)].double()
+    column = edge.in_channel % layer.coefficients.shape[2]
+    weight = layer._unpacked()[edge.out_channel, :, column]
+    for index in edge.offset:
+        weight = weight[:, index]
+    weight = weight.double()
     return weight @ _features(layer, points.to(weight)[None], edge.in_channel)[0]
 
 
@@ -281,10 +285,7 @@ def input_sensitivity(network: nn.Module, inputs: Tensor, *, num_samples: int = 
 
     Example:
         >>> layer = nn.Linear(2, 1)
-        >>> with torch.no_grad():
-        ...     layer.weight.copy_(torch.tensor([[3.0, -4.0]]))
-        Parameter containing:
-        tensor([[ 3., -4.]], requires_grad=True)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -4.0]]))
         >>> input_sensitivity(layer, torch.zeros(5, 2))
         tensor([3., 4.], dtype=torch.float64)
     """
