@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "LayerCall",
     "OutputChanges",
     "compare_outputs",
-    "kan_layers",
     "list_batches",
     "record_calls",
     "relative_change",
@@ -68,14 +68,15 @@ def compare_outputs(network: nn.Module, other: nn.Module, inputs: Batches) -> Ou
         Relative changes; per layer on the first batch only.
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, or no KAN layer.
         AttributeError: if ``other`` lacks a module that ``network`` has.
 
     Example:
         >>> from monai_deqkan.networks.layers import KANLinear, quantize_kan
         >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(KANLinear(4, 8), KANLinear(8, 2))
-        >>> compare_outputs(network, quantize_kan(network), torch.randn(64, 4)).network < 0.01
+        >>> changes = compare_outputs(network, quantize_kan(network), torch.randn(64, 4))
+        >>> max(changes.layers.values()) < 0.01
         True
     """
     batches = list_batches(inputs)
@@ -87,11 +88,6 @@ def compare_outputs(network: nn.Module, other: nn.Module, inputs: Batches) -> Ou
             for name, call in calls.items()
         }
     return OutputChanges(relative_change(before, after), layers)
-
-
-def kan_layers(network: nn.Module) -> dict[str, KANLayer]:
-    """Return all KAN layers by name; ``""`` is the name of the network itself."""
-    return {name: part for name, part in network.named_modules() if isinstance(part, KANLayer)}
 
 
 def list_batches(inputs: Batches) -> list[tuple[Any, ...]]:

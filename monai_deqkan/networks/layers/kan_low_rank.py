@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +87,8 @@ class _LowRankKANConvNd(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new weights, such that inputs from :math:`N(0, 1)` give outputs of mean square 1; zero the bias."""
         self.functions.reset_parameters()
-        for part in self.spatial:
-            nn.init.normal_(part.weight, std=1 / math.sqrt(part.weight[0].numel()))
+        for weight in self._spatial_weights():
+            nn.init.normal_(weight, std=1 / math.sqrt(weight[0].numel()))
         nn.init.normal_(self.project.weight, std=1 / math.sqrt(self.rank))
         if self.project.bias is not None:
             nn.init.zeros_(self.project.bias)
@@ -170,14 +170,21 @@ class _LowRankKANConvNd(nn.Module):
     def _factors(self) -> list[Tensor]:
         """Return the factors ``(size, rank)``: outputs, features times inputs, then one per spatial axis."""
         functions = self.functions.weight.flatten(1).t()
-        return [self.project.weight.flatten(1), functions, *(part.weight.flatten(1).t() for part in self.spatial)]
+        return [
+            self.project.weight.flatten(1),
+            functions,
+            *(weight.flatten(1).t() for weight in self._spatial_weights()),
+        ]
 
     @torch.no_grad()
     def _set_factors(self, factors: list[Tensor]) -> None:
         self.project.weight.copy_(factors[0].view_as(self.project.weight))
         self.functions.weight.copy_(factors[1].t().reshape(self.functions.weight.shape))
-        for part, factor in zip(self.spatial, factors[2:], strict=True):
-            part.weight.copy_(factor.t().reshape(part.weight.shape))
+        for weight, factor in zip(self._spatial_weights(), factors[2:], strict=True):
+            weight.copy_(factor.t().reshape(weight.shape))
+
+    def _spatial_weights(self) -> list[Tensor]:
+        return [cast(Tensor, part.weight) for part in self.spatial]
 
     def extra_repr(self) -> str:
         """Say the arguments that the parts do not show."""

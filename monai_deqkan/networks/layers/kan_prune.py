@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_choice, check_range
 from monai_deqkan.networks.layers.kan_activation import KANActivation
-from monai_deqkan.networks.layers.kan_compare import Batches, kan_layers, list_batches, record_calls, relative_change
+from monai_deqkan.networks.layers.kan_compare import Batches, list_batches, record_calls, relative_change
 from monai_deqkan.networks.layers.kan_importance import (
     _features,
     _grid_inputs,
@@ -20,7 +20,9 @@ from monai_deqkan.networks.layers.kan_importance import (
     input_channels,
     record_kan_inputs,
 )
+from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.plain_weight import make_weight_plain, weight_parametrizations
 
 __all__ = ["KANMask", "PruningRecord", "PruningReport", "make_pruning_permanent", "prune_basis", "prune_edges"]
 
@@ -210,12 +212,12 @@ def make_pruning_permanent(network: nn.Module) -> nn.Module:
         ``network``.
     """
     for layer in kan_layers(network).values():
+        steps = weight_parametrizations(layer)
         mask = _find_mask(layer)
-        if mask is None:
+        if steps is None or mask is None:
             continue
-        steps = layer.parametrizations["weight"]
         if len(steps) == 1:
-            parametrize.remove_parametrizations(layer, "weight")
+            make_weight_plain(layer)
             continue
         with torch.no_grad():
             steps.original.mul_(mask.mask)
@@ -318,9 +320,8 @@ def _choose(
 
 
 def _find_mask(layer: KANLayer) -> KANMask | None:
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    return next((step for step in layer.parametrizations["weight"] if isinstance(step, KANMask)), None)
+    steps = weight_parametrizations(layer)
+    return None if steps is None else next((step for step in steps if isinstance(step, KANMask)), None)
 
 
 def _kept_units(layer: KANLayer, shape: torch.Size, first: int) -> Tensor:
@@ -342,11 +343,11 @@ def _apply(layer: KANLayer, keep: Tensor, first: int) -> None:
     mask = _find_mask(layer)
     if mask is None:
         mask = KANMask(torch.ones(layer.weight.shape, dtype=torch.bool, device=layer.weight.device))
-        if parametrize.is_parametrized(layer, "weight"):
-            # A certified norm must see the masked weight: zeros can raise the norm of a matrix.
-            layer.parametrizations["weight"].insert(0, mask)
-        else:
+        steps = weight_parametrizations(layer)
+        if steps is None:
             parametrize.register_parametrization(layer, "weight", mask)
+        else:  # a certified norm must see the masked weight: zeros can raise the norm of a matrix
+            steps.insert(0, mask)
     parts = mask.mask.unflatten(1, (layer.num_features, -1))
     if first:
         parts = parts[:, int(layer.has_base) :]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_int
-from monai_deqkan.networks.layers.kan_compare import kan_layers
+from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.plain_weight import make_weight_plain, weight_parametrizations
 
 __all__ = ["KANDequantizer", "dequantize_kan", "quantize_kan"]
 
@@ -71,8 +72,7 @@ def quantize_kan(network: nn.Module, bits: int = 8) -> nn.Module:
     for layer in kan_layers(network).values():
         if _is_quantized(layer):
             raise ValueError("`network` is quantized already. Call `dequantize_kan` first to choose other `bits`.")
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")
+        make_weight_plain(layer)
         _quantize(layer, 2 ** (bits - 1) - 1)
     return network
 
@@ -87,15 +87,14 @@ def dequantize_kan(network: nn.Module) -> nn.Module:
     for layer in kan_layers(network).values():
         if _is_quantized(layer):
             weight = layer.weight.detach()
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            make_weight_plain(layer, keep_value=False)  # an int8 parameter cannot take the value
             layer.weight = nn.Parameter(weight)
     return network
 
 
 def _is_quantized(layer: KANLayer) -> bool:
-    return parametrize.is_parametrized(layer, "weight") and isinstance(
-        layer.parametrizations["weight"][0], KANDequantizer
-    )
+    steps = weight_parametrizations(layer)
+    return steps is not None and isinstance(steps[0], KANDequantizer)
 
 
 def _quantize(layer: KANLayer, largest: int) -> None:

@@ -1,6 +1,6 @@
 """KAN layers by lookup tables: of the basis, for any device, or of each edge, for hardware without multipliers."""
 
-from __future__ import annotations
+# No postponed annotations here: torch.jit.script cannot read them.
 
 import copy
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import Basis
-from monai_deqkan.networks.layers.kan_compare import kan_layers
+from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.plain_weight import make_weight_plain
 
 __all__ = ["EdgeTables", "TabulatedBasis", "edge_tables", "tabulate_kan"]
 
@@ -149,19 +149,18 @@ def tabulate_kan(network: nn.Module, resolution: int = 256) -> nn.Module:
     """
     network = copy.deepcopy(network)
     for layer in kan_layers(network).values():
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")
+        make_weight_plain(layer)
         layer.set_basis(TabulatedBasis(layer.basis, resolution), layer.coefficients.detach().clone())
     return network
 
 
 @dataclass(frozen=True)
 class EdgeTables:
-    """Every edge's function of a KAN layer as a row of integers: inference is reading and adding them.
+    """Every edge's function of a KAN layer as a column of integers: inference is reading, interpolating and adding.
 
     Args:
         codes: int8, ``(resolution + 1, out, in / groups, *kernel)``.
-        scale: unit of each output's codes, in the unit of the output, ``(out,)``.
+        scale: unit of each edge's codes, in the unit of the output, ``(out, in / groups, *kernel)``.
         input_range: inputs of the first and the last entry.
     """
 
@@ -170,16 +169,18 @@ class EdgeTables:
     input_range: tuple[float, float]
 
     def edge_functions(self, points: Tensor) -> Tensor:
-        """Read the entries nearest to ``points`` ``(P,)``, as ``(P, out, in / groups, *kernel)``."""
+        """Interpolate between the entries around ``points`` ``(P,)``, as ``(P, out, in / groups, *kernel)``."""
         low, high = self.input_range
         last = len(self.codes) - 1
-        index = ((points - low) * (last / (high - low))).round().clamp(0, last).long()
-        return self.codes[index].to(self.scale.dtype) * self.scale.view(-1, *[1] * (self.codes.dim() - 2))
+        place = ((points - low) * (last / (high - low))).clamp(0, last)
+        cell = place.floor().clamp(max=last - 1).long()
+        share = (place - cell).view(-1, *[1] * self.scale.dim())
+        return self.scale * ((1 - share) * self.codes[cell] + share * self.codes[cell + 1])
 
 
 @torch.no_grad()
 def edge_tables(
-    layer: KANLayer, resolution: int = 255, bits: int = 8, *, input_range: tuple[float, float] | None = None
+    layer: KANLayer, resolution: int = 127, bits: int = 8, *, input_range: tuple[float, float] | None = None
 ) -> EdgeTables:
     """Tabulate every edge's function of a KAN layer as integers, for lookup-table hardware.
 
@@ -187,7 +188,7 @@ def edge_tables(
 
     Args:
         layer: KAN layer.
-        resolution: number of intervals; 255 makes one entry for each value of an 8-bit input.
+        resolution: number of intervals.
         bits: width of the entries, 2 to 8; they are stored as int8.
         input_range: first and last input; ``None`` for the range of the basis, seen through the input map: the widest
             over the channels.
@@ -201,7 +202,7 @@ def edge_tables(
     Example:
         >>> from monai_deqkan.networks.layers import KANLinear
         >>> edge_tables(KANLinear(4, 2)).codes.shape
-        torch.Size([256, 2, 4])
+        torch.Size([128, 2, 4])
     """
     check_int("resolution", resolution)
     if check_int("bits", bits, 2) > 8:
@@ -212,9 +213,9 @@ def edge_tables(
     weight = layer.weight
     values = layer.edge_functions(torch.linspace(low, high, resolution + 1, dtype=weight.dtype, device=weight.device))
     largest = 2 ** (bits - 1) - 1
-    peak = values.abs().transpose(0, 1).flatten(1).amax(dim=1)
+    peak = values.abs().amax(dim=0)
     scale = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
-    codes = (values / scale.view(-1, *[1] * (values.dim() - 2))).round().clamp(-largest, largest)
+    codes = (values / scale).round().clamp(-largest, largest)
     return EdgeTables(codes.to(torch.int8), scale, (low, high))
 
 
