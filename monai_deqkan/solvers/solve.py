@@ -10,6 +10,7 @@ from torch import Tensor
 
 from monai_deqkan._checks import check_tensor
 from monai_deqkan.solvers.base import FixedPointSolver, LinearSolver
+from monai_deqkan.solvers.budget import with_budget
 from monai_deqkan.solvers.recorder import SolveRecorder, open_recorders
 from monai_deqkan.solvers.solution import Solution, SolveStatistics, SolveStatus, State
 
@@ -58,7 +59,7 @@ def solve_fixed_point(
         f: map that treats samples independently and keeps shapes.
         z0: start, a real or complex tensor ``(B, *)`` or a tuple of such tensors; iterates are kept in float32
             at least.
-        solver: the method and its settings.
+        solver: the method and its settings; an enclosing :func:`solve_budget` changes those of ``"forward"`` solves.
         x: per-sample data handed on to ``f`` (see :func:`take`), or None: then ``f`` is called with ``z`` alone.
         kind: what a :class:`SolveRecorder` files this solve under.
         recorders: recorders that get the statistics; by default those open here.
@@ -77,6 +78,7 @@ def solve_fixed_point(
         >>> solve_fixed_point(torch.cos, torch.zeros(1, 1), AndersonSolver(rtol=1e-6)).z
         tensor([[0.7391]])
     """
+    solver = with_budget(solver) if kind == "forward" else solver
     layout = _Layout(z0)
     z = layout.pack(z0)
     tracker = _Tracker(z, layout.size, solver.max_iter)
@@ -256,7 +258,7 @@ class _Tracker:
         self.history.append(line)
 
         better = (finite & (residual < self.best[:, 0])) | converged
-        self.best_z = torch.where(better[:, None], z, self.best_z)
+        self.best_z = z if bool(better.all()) else torch.where(better[:, None], z, self.best_z)
         self.best = torch.where(better[:, None], torch.stack((residual, scale), dim=1), self.best)
         self.spent[self.rows] = self.evaluations
         self.measured[self.rows] = self.best
