@@ -4,6 +4,7 @@ from monai_deqkan.handlers.best_model import BestModelSaver
 from monai_deqkan.handlers.early_stop import ResumableEarlyStop
 from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
+from monai_deqkan.handlers.kan_grid import KANGridHandler
 from monai_deqkan.handlers.metrics_writer import MetricsWriter
 from monai_deqkan.handlers.probability_table import ProbabilityTable
 from monai_deqkan.handlers.reconstruction_writer import ReconstructionWriter
@@ -13,6 +14,7 @@ __all__ = [
     "BestModelSaver",
     "HistoryWriter",
     "ImageTable",
+    "KANGridHandler",
     "MetricsWriter",
     "ProbabilityTable",
     "ReconstructionWriter",
