@@ -25,6 +25,7 @@ from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
 from monai_deqkan.networks.layers.kan_shape import ShapeConstraint, constrain_shape
+from monai_deqkan.networks.layers.kan_symbolic import SymbolicFit, suggest_edge_symbolic, suggest_symbolic
 from monai_deqkan.networks.layers.lipschitz import (
     CertifiedSpectralNorm,
     certified_spectral_norm,
@@ -56,6 +57,7 @@ __all__ = [
     "LayerInputs",
     "MexicanHatBasis",
     "ShapeConstraint",
+    "SymbolicFit",
     "certified_spectral_norm",
     "constrain_shape",
     "conv_norm_bound",
@@ -73,4 +75,6 @@ __all__ = [
     "refit_grids",
     "remove_spectral_norm",
     "reset_optimizer_state",
+    "suggest_edge_symbolic",
+    "suggest_symbolic",
 ]
