@@ -5,6 +5,7 @@ from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.harmonic_basis import ChebyshevBasis, FourierBasis
 from monai_deqkan.networks.layers.kan_activation import KANActivation
+from monai_deqkan.networks.layers.kan_compare import OutputChanges, compare_outputs
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.kan_extension import (
     GridExtension,
@@ -24,8 +25,19 @@ from monai_deqkan.networks.layers.kan_importance import (
 from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
+from monai_deqkan.networks.layers.kan_low_rank import LowRankKANConv1d, LowRankKANConv2d, LowRankKANConv3d
+from monai_deqkan.networks.layers.kan_prune import (
+    KANMask,
+    PruningRecord,
+    PruningReport,
+    make_pruning_permanent,
+    prune_basis,
+    prune_edges,
+)
+from monai_deqkan.networks.layers.kan_quantize import KANDequantizer, dequantize_kan, quantize_kan
 from monai_deqkan.networks.layers.kan_shape import ShapeConstraint, constrain_shape
 from monai_deqkan.networks.layers.kan_symbolic import SymbolicFit, suggest_edge_symbolic, suggest_symbolic
+from monai_deqkan.networks.layers.kan_tabulate import EdgeTables, TabulatedBasis, edge_tables, tabulate_kan
 from monai_deqkan.networks.layers.lipschitz import (
     CertifiedSpectralNorm,
     certified_spectral_norm,
@@ -42,6 +54,7 @@ __all__ = [
     "CertifiedSpectralNorm",
     "ChebyshevBasis",
     "DEQLayer",
+    "EdgeTables",
     "FourierBasis",
     "GaussianBasis",
     "GridExtension",
@@ -51,17 +64,29 @@ __all__ = [
     "KANConv1d",
     "KANConv2d",
     "KANConv3d",
+    "KANDequantizer",
     "KANEdge",
     "KANLayer",
     "KANLinear",
+    "KANMask",
     "LayerInputs",
+    "LowRankKANConv1d",
+    "LowRankKANConv2d",
+    "LowRankKANConv3d",
     "MexicanHatBasis",
+    "OutputChanges",
+    "PruningRecord",
+    "PruningReport",
     "ShapeConstraint",
     "SymbolicFit",
+    "TabulatedBasis",
     "certified_spectral_norm",
+    "compare_outputs",
     "constrain_shape",
     "conv_norm_bound",
+    "dequantize_kan",
     "edge_importance",
+    "edge_tables",
     "edge_values",
     "extend_grid",
     "extend_grids",
@@ -69,6 +94,10 @@ __all__ = [
     "input_sensitivity",
     "kan_lipschitz_bound",
     "linear_norm_bound",
+    "make_pruning_permanent",
+    "prune_basis",
+    "prune_edges",
+    "quantize_kan",
     "rank_edges",
     "record_kan_inputs",
     "refit_grid",
@@ -77,4 +106,5 @@ __all__ = [
     "reset_optimizer_state",
     "suggest_edge_symbolic",
     "suggest_symbolic",
+    "tabulate_kan",
 ]
