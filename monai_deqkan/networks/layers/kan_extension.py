@@ -79,6 +79,7 @@ def extend_grid(
         TypeError: if ``layer`` is no KAN layer, or its basis has a fixed number of functions.
 
     Example:
+        >>> from monai_deqkan.networks.layers import KANLinear
         >>> layer = KANLinear(2, 3)
         >>> extend_grid(layer).num_basis, layer.basis.grid_size
         (13, 10)

@@ -184,6 +184,7 @@ class InputStatistics:
         TypeError: if it is no module.
 
     Example:
+        >>> from monai_deqkan.networks.layers import KANLinear
         >>> layer = KANLinear(2, 1)
         >>> with InputStatistics(layer) as statistics:
         ...     _ = layer(torch.tensor([[0.0, 1.0], [2.0, 4.0]]))

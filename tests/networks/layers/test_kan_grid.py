@@ -12,6 +12,7 @@ from monai_deqkan.networks.layers import (
     KANConv2d,
     KANConv3d,
     KANLinear,
+    extend_grid,
     refit_grid,
     refit_grids,
 )
@@ -320,3 +321,21 @@ def test_reload_into_a_new_layer():
     assert isinstance(fresh.basis, BSplineBasis)
     assert fresh.basis == layer.basis
     assert torch.equal(fresh(x), layer(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_grids_and_functions():
+    torch.manual_seed(0)
+    layer = KANConv2d(2, 3, 3)
+    twin = KANConv2d(2, 3, 3).cuda()
+    twin.load_state_dict(layer.state_dict())
+    x = 2 * torch.randn(4, 2, 32, 32)
+    record, other = refit_grid(layer, x), refit_grids(twin, [x.cuda()])[0]
+    assert other.num_basis == record.num_basis
+    assert torch.allclose(other.new_range, record.new_range, rtol=1e-5)
+    assert twin.weight.is_cuda
+    assert torch.allclose(twin.weight.cpu(), layer.weight, atol=1e-3)
+    extend_grid(layer)
+    extend_grid(twin)
+    assert torch.allclose(twin(x.cuda()).cpu(), layer(x), atol=1e-2)
