@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_range, check_spatial_dims
 from monai_deqkan.networks.layers import KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers.basis import BasisSpec
 
 __all__ = ["KANBlock"]
 
@@ -19,7 +20,7 @@ _NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.Inst
 class KANBlock(nn.Module):
     """Normalize each channel of each sample, convolve by learnable functions, drop channels or not.
 
-    The normalization has no weights. It puts most values on the grid ``[-3, 3]``; outside of it B-splines fade to zero.
+    The normalization has no weights. It puts most values on the grid ``[-3, 3]``.
     The output has the input's size (stride 1, padded by zeros after the normalization).
 
     Args:
@@ -27,10 +28,14 @@ class KANBlock(nn.Module):
         in_channels: number of input channels.
         out_channels: number of output channels.
         kernel_size: odd size of the kernel along each axis.
-        grid_size: number of intervals of the splines' grid.
-        spline_order: order of the splines.
+        basis: the functions: a name, a pair ``(name, settings)``, or a `Basis`.
+        grid_size: number of intervals of the grid, for a basis given by name.
+        spline_order: order of its splines.
         grid_range: first and last knot, in the unit of the (normalized) input.
+        outside: how functions go on beyond the grid: ``"zero"``, ``"clamp"``, ``"linear"``, or ``None`` for the
+            basis's own default.
         base_activation: ``"silu"`` for a base term, ``None`` for none.
+        init: ``"variance"``, ``"identity"`` or ``"zero_spline"``; see `KANLayer.reset_parameters`.
         bias: whether the convolution has a bias.
         norm: ``"instance"``, or ``None`` to leave the normalization to the caller.
         dropout: probability of dropping a channel of the output in training.
@@ -51,10 +56,13 @@ class KANBlock(nn.Module):
         out_channels: int,
         kernel_size: int = 3,
         *,
+        basis: BasisSpec = "bspline",
         grid_size: int = 5,
         spline_order: int = 3,
         grid_range: tuple[float, float] = (-3.0, 3.0),
+        outside: str | None = None,
         base_activation: str | None = None,
+        init: str = "variance",
         bias: bool = False,
         norm: str | None = "instance",
         dropout: float = 0.0,
@@ -73,10 +81,13 @@ class KANBlock(nn.Module):
             kernel_size,
             padding=kernel_size // 2,
             bias=bias,
+            basis=basis,
             grid_size=grid_size,
             spline_order=spline_order,
             grid_range=grid_range,
+            outside=outside,
             base_activation=base_activation,
+            init=init,
         )
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout) if dropout > 0 else nn.Identity()
 

@@ -135,7 +135,7 @@ def _horner(table: list[Tensor], piece: Tensor, rest: Tensor) -> Tensor:
 def _pieces(basis: BSplineBasis) -> Tensor:
     """Return the polynomials ``(P, order + 1, K)`` that each spline is between knots, and beyond the outer ones.
 
-    They interpolate the basis' own values; times the factorial of the order they are integers, which takes rounding out.
+    They interpolate the basis' own values; times the order's factorial they are integers: no rounding is left.
     """
     order, low = basis.spline_order, basis.grid_range[0]
     first = torch.arange(-order - 1, basis.grid_size + order + 1, dtype=torch.float64, device="cpu")
@@ -190,12 +190,12 @@ class _Pointwise(torch.autograd.Function):
                     if base:
                         base_total.index_add_(0, rows, (g * F.silu(part)).sum(1).double())
                 if grad_x is not None:
-                    found = sums.pull_back(t, rows, prepared, g)
+                    slope = sums.pull_back(t, rows, prepared, g)
                     if features.scale is not None:
-                        found = found * features.scale.to(found)[rows]
+                        slope = slope * features.scale.to(slope)[rows]
                     if base:
-                        found += torch.ops.aten.silu_backward(g * wide[rows, :1], part)
-                    grad_x.flatten(0, 1)[spot] = found
+                        slope += torch.ops.aten.silu_backward(g * wide[rows, :1], part)
+                    grad_x.flatten(0, 1)[spot] = slope
             grad_weight = None
             if needs[1]:
                 parts = [base_total[:, None]] if base else []

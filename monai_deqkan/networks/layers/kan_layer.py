@@ -230,10 +230,10 @@ class KANLayer(nn.Module):
         ``"variance"``: with independent weights of mean zero the output has mean square 1 for inputs from
         :math:`N(0, 1)`, :math:`n\,(\sigma_b^2\, E[\mathrm{silu}^2] + \sigma_c^2 \sum_k E[B_k^2]) = 1` with :math:`n`
         inputs times kernel elements. The shares of base term and basis follow from the same for the gradient, with
-        :math:`\mathrm{silu}'` and :math:`B_k'`. Where the basis is too steep for that (fine grids, high degrees),
-        its share is one half and coefficients are drawn correlated, with covariance :math:`(1 + \lambda D)^{-1}`,
-        :math:`D_{kl} = E[B_k' B_l']`: smoother functions, such that the gradient's mean square is kept again. Without
-        a base term too smooth a basis (:math:`\sum_k E[B_k'^2] < \sum_k E[B_k^2]`) keeps the forward mean square only.
+        :math:`\mathrm{silu}'` and :math:`B_k'`. Where no shares do that (fine grids, high degrees, no base term), the
+        basis gets one half, or all, and its coefficients are drawn correlated, with covariance
+        :math:`(1 + \lambda D)^{-1}`, :math:`D_{kl} = E[B_k' B_l']`, for smoother functions, or with
+        :math:`E[B_k B_l]` in its place for steeper ones, such that the gradient's mean square is kept again.
         All expectations are computed numerically; where hardly any of :math:`N(0, 1)` lies on the grid, inputs are
         taken as uniform on it. The gradient is kept up to fan-out over fan-in, which cancels over a network.
 
@@ -242,8 +242,11 @@ class KANLayer(nn.Module):
         ``"variance"``. ``"zero_spline"``: coefficients are zero, and the base term alone keeps the mean square.
 
         Note:
-            Mean squares after 10 layers from :math:`N(0, 1)`, output / gradient at the first layer, mean of 5 seeds
-            (``tests/networks/layers/test_kan_layer.py`` prints them): MEASURED
+            Mean squares over 10 ``KANLinear(64, 64)`` from :math:`N(0, 1)`, output / gradient at the input, mean of 5
+            seeds (printed by ``pytest -s tests/networks/layers/test_kan_layer.py -k depth_of``): 0.93 / 0.88,
+            without a base term 0.92 / 0.97; ``"chebyshev"`` 0.86 / 1.08 and 1.06 / 0.71, ``"fourier"`` 0.97 / 0.82 and
+            1.14 / 0.84, ``"gaussian"`` 0.90 / 1.37 and 0.82 / 0.96, ``"mexican_hat"`` 0.93 / 0.95 and 0.84 / 1.13.
+            Steeper bases scatter more about 1.
         """
         draw = _variance_draw(self.basis, self.has_base)
         unit = 1.0 / math.sqrt(self._unpacked()[0, 0].numel())
@@ -270,10 +273,10 @@ class KANLayer(nn.Module):
         if self.input_scale is not None and self.input_shift is not None:
             targets = (targets - self.input_shift.double().cpu()) / self.input_scale.double().cpu()
         columns = self.basis.fit(t, targets).to(coefficients)  # (K, in)
-        center = tuple((size - 1) // 2 for size in coefficients.shape[3:])
+        center: tuple[Any, ...] = (slice(None), *((size - 1) // 2 for size in coefficients.shape[3:]))
         for group in range(self.groups):
             for j in range(min(out, inputs)):
-                coefficients[(group * out + j, slice(None), j, *center)] = columns[:, group * inputs + j]
+                coefficients[group * out + j, :, j][center] = columns[:, group * inputs + j]
 
     def edge_functions(self, points: Tensor) -> Tensor:
         """Evaluate the learned function on each edge, bias left out, for plots and analysis.
@@ -489,7 +492,9 @@ def _variance_draw(basis: Basis, has_base: bool) -> _Draw:
         share, target = 0.5, 2.0 - steepness
     root = torch.eye(basis.num_basis, dtype=torch.float64, device="cpu")
     if roughness > target:
-        root = _smoothing(gram, slopes, target)
+        root = _damped(slopes, gram, slopes, target)
+    elif not has_base:
+        root = _damped(gram, gram, slopes, target)
     power = float((root @ gram @ root).trace())
     return _Draw(math.sqrt((1.0 - share) / base), math.sqrt(1.0 / base), root * math.sqrt(share / power))
 
@@ -505,16 +510,19 @@ def _second_moments(basis: Basis, x: Tensor, density: Tensor) -> tuple[Tensor, T
     return (values * density) @ values.t(), (slopes * density) @ slopes.t()
 
 
-def _smoothing(gram: Tensor, slopes: Tensor, target: float) -> Tensor:
-    """Return (1 + lambda D)^(-1/2) whose functions have the target ratio of E[f'^2] to E[f^2], or the nearest."""
-    values, vectors = torch.linalg.eigh(slopes)
+def _damped(matrix: Tensor, gram: Tensor, slopes: Tensor, target: float) -> Tensor:
+    """Return (1 + lambda A)^(-1/2) whose functions have the target ratio of E[f'^2] to E[f^2], or the nearest.
+
+    The matrix A is E[B_k' B_l'] where that ratio has to fall, E[B_k B_l] where it has to rise.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp(min=0.0)
-    power = (vectors.t() @ gram @ vectors).diagonal()
+    upper, lower = ((vectors.t() @ moments @ vectors).diagonal() for moments in (slopes, gram))
+    wanted = float(upper.sum() / lower.sum()) > target
     low, high = -40.0, 40.0
-    for _ in range(60):  # the ratio falls with lambda
+    for _ in range(60):
         middle = 0.5 * (low + high)
         shrink = 1.0 / (1.0 + math.exp(middle) * values)
-        low, high = (
-            (middle, high) if float((values * shrink).sum() / (power * shrink).sum()) > target else (low, middle)
-        )
+        go_on = (float((upper * shrink).sum() / (lower * shrink).sum()) > target) == wanted
+        low, high = (middle, high) if go_on else (low, middle)
     return (vectors * (1.0 / (1.0 + math.exp(high) * values)).sqrt()) @ vectors.t()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_deqkan.networks.blocks import KANBlock
+from monai_deqkan.networks.layers import BSplineBasis
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -35,6 +36,15 @@ def test_drops_channels_in_training_only() -> None:
     assert 0.2 < dropped < 0.8
     block.eval()
     torch.testing.assert_close(block(x), block.conv(F.instance_norm(x)))
+
+
+def test_settings_reach_the_convolution() -> None:
+    torch.manual_seed(0)
+    block = KANBlock(2, 3, 3, norm=None, basis="chebyshev", outside="linear", init="identity", base_activation="silu")
+    x = torch.randn(1, 3, 6, 6)
+    assert (block(x) - x).square().mean().sqrt() < 0.05
+    assert KANBlock(2, 1, 1, outside="clamp").conv.basis == BSplineBasis(outside="clamp")
+    assert not KANBlock(2, 1, 1, init="zero_spline", base_activation="silu").conv.coefficients.any()
 
 
 def test_one_element_per_channel() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.networks.layers import Act
 from monai.networks.nets import SegResNet, UNet
 
-from monai_deqkan.networks.layers import KANActivation
+from monai_deqkan.networks.layers import BASES, KANActivation
 
 
 def x(*shape: int) -> torch.Tensor:
@@ -19,6 +22,9 @@ def test_starts_as_silu() -> None:
         torch.testing.assert_close(act(data), F.silu(data))
     inside = data.clamp(-3, 3)
     torch.testing.assert_close(KANActivation(3, base_activation=None)(inside), F.silu(inside), rtol=0, atol=5e-3)
+    for name in BASES.names():
+        act = KANActivation(basis=name)
+        torch.testing.assert_close(act(data), F.silu(data))
 
 
 def test_each_channel_has_its_function() -> None:
@@ -36,6 +42,66 @@ def test_each_channel_has_its_function() -> None:
     shared = KANActivation()
     shared.functions.weight.data.copy_(act.functions.weight[:1])
     torch.testing.assert_close(shared(data[:, 0]), y[:, 0])
+
+
+def gradients(y: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    weight = torch.linspace(-1.0, 1.0, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return [y.detach(), *torch.autograd.grad(y, inputs, weight)]
+
+
+@pytest.mark.parametrize("outside", ["zero", "clamp", "linear"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_pieces_equal_the_sum_of_splines(order: int, outside: str) -> None:
+    act = KANActivation(3, spline_order=order, outside=outside, grid_size=4, grid_range=(-1.0, 2.5)).double()
+    torch.manual_seed(0)
+    torch.nn.init.normal_(act.functions.weight)
+    knots = torch.linspace(-1.0, 2.5, 5)[None, None].expand(1, 3, -1).double()
+    for data in (2 * x(2, 3, 500).double(), 1e6 * x(1, 3, 9).double(), knots[..., 1:-1]):
+        leaf = data.clone().requires_grad_()
+        inputs = (leaf, act.functions.weight)
+        plain = gradients(act.functions._forward_plain(leaf), inputs)
+        for name, found, expected in zip("yxw", gradients(act(leaf), inputs), plain, strict=True):
+            if order > 1 or name != "x" or data.shape[-1] != 3:  # the hats' kinks have two slopes
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_keeps_the_input_only_and_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    act = KANActivation(3)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(act.functions.weight)
+    data = x(2, 3, 40, 30).requires_grad_()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = act(data)
+    assert max(kept) <= data.numel()
+    inputs = (data, act.functions.weight)
+    whole = gradients(y, inputs)
+    monkeypatch.setattr("monai_deqkan.networks.layers.basis._BLOCK", 777)
+    for found, expected in zip(gradients(act(data), inputs), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    exact = KANActivation(3).double()
+    exact.load_state_dict(act.state_dict())
+    wide = data.detach().double().requires_grad_()
+    for found, expected in zip(whole, gradients(exact(wide), (wide, exact.functions.weight)), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nan_stays_where_it_is() -> None:
+    data = x(1, 3, 8)
+    data[0, 1, 2] = torch.nan
+    expected = F.silu(data)
+    torch.testing.assert_close(KANActivation(3)(data), expected, equal_nan=True)
+
+
+def test_hooks_and_metadata() -> None:
+    act, data = KANActivation(3), x(1, 3, 8)
+    seen: list[torch.Tensor] = []
+    act.functions.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    y = act(MetaTensor(data, meta={"name": "scan"}))
+    assert isinstance(y, MetaTensor)
+    assert y.meta["name"] == "scan"
+    torch.testing.assert_close(seen[0].reshape(data.shape), data)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(KANActivation(3)))(data), y.as_tensor())
 
 
 def test_learns_a_function() -> None:

@@ -50,7 +50,8 @@ def by_loops(layer: Any, x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
                     for d, off, s, n in zip(layer.dilation, offset, layer.stride, space, strict=True)
                 )
                 t = padded[(slice(None), i, *spots)]
-                values = layer.basis.values(t)
+                seen = t if layer.input_scale is None else layer.input_scale[i] * t + layer.input_shift[i]
+                values = layer.basis.values(seen)
                 y[:, o] += torch.tensordot(layer.coefficients[(o, slice(None), inner, *offset)], values, dims=1)
                 if layer.base_weight is not None:
                     y[:, o] += layer.base_weight[(o, inner, *offset)] * F.silu(t)
@@ -60,6 +61,8 @@ def by_loops(layer: Any, x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
     return y
 
 
+ATTRIBUTES = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "in_channels", "out_channels")
+ATTRIBUTES += ("transposed", "output_padding", "_reversed_padding_repeated_twice")
 CASES: list[tuple[int, dict[str, Any], list[tuple[int, int]]]] = [
     (1, {"kernel_size": 3, "padding": 1}, [(1, 1)]),
     (1, {"kernel_size": 4, "padding": "same", "dilation": 3}, [(4, 5)]),
@@ -75,7 +78,21 @@ CASES: list[tuple[int, dict[str, Any], list[tuple[int, int]]]] = [
     (2, {"kernel_size": (3, 5), "padding": (1, 2), "padding_mode": "replicate", "groups": 2}, [(1, 1), (2, 2)]),
     (2, {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}, [(1, 1)] * 2),
     (2, {"kernel_size": 3, "padding": 1, "grid_range": (50.0, 60.0)}, [(1, 1)] * 2),  # no function is non-zero at 0
+    (1, {"kernel_size": 3, "padding": 2, "padding_mode": "circular", "groups": 2, "stride": 3}, [(2, 2)]),
+    (1, {"kernel_size": 5, "padding": "same", "padding_mode": "reflect"}, [(2, 2)]),
+    (1, {"kernel_size": 2, "padding": 3, "padding_mode": "replicate", "dilation": 4}, [(3, 3)]),
     (3, {"kernel_size": (3, 1, 2), "padding": (1, 0, 1)}, [(1, 1), (0, 0), (1, 1)]),
+    (3, {"kernel_size": 2, "padding": "same", "groups": 2, "base_activation": None}, [(0, 1)] * 3),
+    (3, {"kernel_size": (1, 3, 3), "padding": (0, 1, 2), "padding_mode": "reflect"}, [(0, 0), (1, 1), (2, 2)]),
+    (3, {"kernel_size": 3, "padding": 1, "padding_mode": "replicate", "stride": (2, 1, 2)}, [(1, 1)] * 3),
+    (
+        3,
+        {"kernel_size": (2, 3, 1), "padding": (1, 2, 0), "padding_mode": "circular", "dilation": (1, 2, 1)},
+        [(1, 1), (2, 2), (0, 0)],
+    ),
+    (2, {"kernel_size": 3, "padding": 2, "basis": "gaussian", "dilation": 2}, [(2, 2)] * 2),
+    (2, {"kernel_size": 3, "padding": 1, "basis": "chebyshev", "base_activation": None, "groups": 2}, [(1, 1)] * 2),
+    (2, {"kernel_size": 3, "padding": 1, "outside": "linear", "grid_range": (0.5, 1.5)}, [(1, 1)] * 2),
 ]
 
 
@@ -84,13 +101,16 @@ CASES: list[tuple[int, dict[str, Any], list[tuple[int, int]]]] = [
 def test_equals_the_formula_by_loops(dims: int, settings: dict[str, Any], pairs: list[tuple[int, int]]) -> None:
     layer = make(dims, 4, 2, **settings)
     x = image(2, 4, *(12, 7, 6)[:dims])
-    expected = by_loops(layer, x, pairs)
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(layer._forward_plain(x), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(layer(x[0]), expected[0], rtol=0, atol=1e-12)
-    arguments = {name: value for name, value in settings.items() if name not in ("base_activation", "grid_range")}
-    twin = PLAIN[dims](4, 2, **arguments)
-    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+    for mapped in (False, True):
+        if mapped:
+            layer.set_input_map(*image(2, 4))
+        expected = by_loops(layer, x, pairs)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer._forward_plain(x), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer(x[0]), expected[0], rtol=0, atol=1e-12)
+    ours = ("base_activation", "grid_range", "basis", "outside")
+    twin = PLAIN[dims](4, 2, **{name: value for name, value in settings.items() if name not in ours})
+    for name in ATTRIBUTES:
         assert getattr(layer, name) == getattr(twin, name)
     assert layer(x).shape == twin(x.float()).shape
 
@@ -162,13 +182,31 @@ def test_edge_functions() -> None:
     torch.testing.assert_close(layer(x)[:, :, 0, 0], curves.sum((2, 3, 4)))
 
 
-def test_initialization_keeps_the_mean_square_over_depth() -> None:
-    torch.manual_seed(0)
-    net = [KANConv2d(32, 32, 3, padding=1, padding_mode="circular") for _ in range(6)]
-    x = torch.randn(4, 32, 16, 16)
-    for layer in net:
-        x = layer(x)
-        assert 0.5 < x.square().mean() < 2.0
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_channels_last(dims: int, mapped: bool) -> None:
+    layer = make(dims, 4, 2, 3, padding=1, groups=2)
+    if mapped:
+        layer.set_input_map(*image(2, 4))
+    x = image(2, 4, *(6, 5, 4)[:dims])
+    memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    turned = x.to(memory_format=memory_format).requires_grad_()
+    leaf = x.clone().requires_grad_()
+    other = copy.deepcopy(layer).to(memory_format=memory_format)
+    y, expected = other(turned), layer(leaf)
+    torch.testing.assert_close(y, expected)
+    found = torch.autograd.grad(y.sin().sum(), (turned, other.weight))
+    wanted = torch.autograd.grad(expected.sin().sum(), (leaf, layer.weight))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_exports_with_dynamic_space() -> None:
+    layer = make(2, 4, 2, 3, padding=1, groups=2)
+    batch, height, width = torch.export.Dim("b", min=2), torch.export.Dim("h", min=4), torch.export.Dim("w", min=4)
+    program = torch.export.export(layer, (image(2, 4, 6, 5),), dynamic_shapes=({0: batch, 2: height, 3: width},))
+    x = image(3, 4, 9, 7)
+    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 def test_copies_pickles_and_metadata() -> None:

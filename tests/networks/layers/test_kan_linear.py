@@ -79,7 +79,7 @@ def test_learns_what_is_written_into_the_views() -> None:
     torch.testing.assert_close(layer.edge_functions(t).sum(2) + layer.bias, y)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("base_activation", ["silu", None])
 def test_gradients(order: int, base_activation: str | None) -> None:
     layer = make(spline_order=order, base_activation=base_activation)
@@ -182,17 +182,6 @@ def test_bfloat16_and_autocast_compute_the_basis_in_float32() -> None:
     assert (found.double() - reference).norm() < 0.01 * reference.norm()
     assert rounded.grad is not None
     assert torch.isfinite(rounded.grad).all()
-
-
-@pytest.mark.parametrize("base_activation", ["silu", None])
-def test_initialization_keeps_the_mean_square_over_depth(base_activation: str | None) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(*(KANLinear(256, 256, base_activation=base_activation) for _ in range(8)))
-    x = torch.randn(256, 256)
-    for layer in net:
-        x = layer(x)
-        assert 0.6 < x.square().mean() < 1.6
-    assert x.var(0).mean() > 0.05  # samples stay apart
 
 
 def test_initialization_on_a_grid_far_from_zero_is_finite() -> None:
