@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import torch
@@ -18,7 +19,9 @@ def check_basis(basis: Basis, low: float = -4.0, high: float = 4.0) -> None:
 
     Values are finite, of the right shape and dtype, the same in every layout and on every path; derivatives agree with
     central differences of the values (at 99 % of the points, so that kinks are allowed) and with autograd; ``fill`` and
-    ``pull_back`` agree with ``values`` and ``derivative``; the object is hashable, copyable and picklable.
+    ``pull_back`` agree with ``values`` and ``derivative``; slopes stay below their bounds, and values do not jump at
+    the ends of the grid; ``fit`` finds functions of the span and stays finite; another size keeps the range; the
+    object is hashable, copyable and picklable.
 
     Args:
         basis: the basis to check.
@@ -38,6 +41,9 @@ def check_basis(basis: Basis, low: float = -4.0, high: float = 4.0) -> None:
     _check_dtypes(basis, points)
     _check_derivative(basis, points)
     _check_fast_paths(basis, points)
+    _check_slope_bounds(basis, points)
+    _check_fit(basis)
+    _check_sizes(basis)
 
 
 def _require(condition: bool, rule: str, basis: Basis) -> None:
@@ -109,3 +115,62 @@ def _check_fast_paths(basis: Basis, points: Tensor) -> None:
     expected = (basis.derivative(points, dim=1) * grad).sum(dim=1)
     _require(_close(basis.pull_back(points, grad), expected, 1e-10), "`pull_back` applies `derivative`", basis)
     _require(_close(basis.module()(points), values, 1e-12), "`module` computes `values`", basis)
+
+
+def _check_slope_bounds(basis: Basis, points: Tensor) -> None:
+    low, high = basis.grid_range
+    _require(-math.inf < low < high < math.inf, "`grid_range` is finite and increasing", basis)
+    constants, gain = basis.lipschitz_constants(), basis.slope_gain
+    right_kind = constants.shape == (basis.num_basis,) and constants.dtype == torch.float64
+    _require(right_kind, "`lipschitz_constants` has shape (K,) and is float64", basis)
+    x = torch.cat((points.flatten(), torch.linspace(2 * low - high, 2 * high - low, 2001, dtype=torch.float64)))
+    slopes = basis.derivative(x)
+    _require(
+        bool((slopes.abs() <= constants[:, None] * (1 + 1e-9)).all()), "no slope exceeds its Lipschitz constant", basis
+    )
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    delta = 1e-9 * (high - low)
+    jumps = (basis.values(ends + delta) - basis.values(ends - delta)).abs()
+    _require(bool((jumps <= 3 * delta * constants[:, None] + 1e-12).all()), "no value jumps at a grid's end", basis)
+
+    c = torch.randn(3, basis.num_basis, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    d = basis.slope_coefficients(c, 1)
+    moved = basis.slope_coefficients(c.movedim(1, -1), -1).movedim(-1, 1)
+    _require(_close(moved, d, 1e-12), "`slope_coefficients` works along any axis", basis)
+    scaled = basis.slope_coefficients(c * -2.0, 1)
+    _require(_close(scaled, -2.0 * d, 1e-12), "`slope_coefficients` is linear", basis)
+    bound = d.norm(dim=1) * gain * (1 + 1e-9)  # (3, 2)
+    steepest = torch.einsum("nkm,kp->nmp", c, slopes).abs().amax(2)
+    _require(bool((steepest <= bound).all()), "slopes stay below |d| times `slope_gain`", basis)
+
+
+def _check_fit(basis: Basis) -> None:
+    t = torch.linspace(*basis.grid_range, 401, dtype=torch.float64)
+    c = torch.randn(basis.num_basis, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    values = basis.values(t, dim=1)
+    targets = values @ c
+    found = basis.fit(t, targets, ridge=1e-9)
+    right_kind = found.shape == c.shape and found.dtype == torch.float64
+    _require(right_kind, "`fit` returns (K, *) in float64", basis)
+    error = float((values @ found - targets).square().mean() / targets.square().mean())
+    _require(error < 1e-6, "`fit` finds a function of the span", basis)
+    weights = (torch.arange(401) % 2).double()
+    masked = torch.where(weights[:, None] > 0, targets, 1e3)
+    error = float((values @ basis.fit(t, masked, weights, ridge=1e-9) - targets)[1::2].square().mean())
+    _require(error < 1e-6 * float(targets.square().mean()), "`fit` passes over points of no weight", basis)
+    for points, unit in ((t[:1], 1.0), (t[:1].expand(7), 1e30), (t * 1e6, 1e6), (t[:3].float(), 0.0)):
+        finite = basis.fit(points, torch.full_like(points, unit)).isfinite().all()
+        _require(bool(finite), "`fit` stays finite on hostile points", basis)
+    _require(bool(basis.fit(t, targets, 0.0 * t).isfinite().all()), "`fit` stays finite without any weight", basis)
+
+
+def _check_sizes(basis: Basis) -> None:
+    try:
+        fine = basis.refined(2)
+        again = fine.resized(basis.num_basis)
+    except TypeError:
+        return  # a basis of fixed size
+    _require(fine.num_basis > basis.num_basis, "`refined` has more functions", basis)
+    _require(again.num_basis == basis.num_basis, "`resized` has the number of functions asked for", basis)
+    same = basis.grid_range == fine.grid_range == again.grid_range
+    _require(same, "`refined` and `resized` keep the range", basis)

@@ -181,9 +181,13 @@ class BSplineBasis(GridBasis):
         order = self.spline_order
         scale = math.factorial(order) ** (-1 / order)  # takes the formula's factor into the distance
         reach = 0.5 * (order + 1) * scale
+        end_slopes = self._end_slopes() if self.outside == "linear" else []
         for rows, columns in blocks(x):
             u = self._scaled(x[rows, columns], scale)
             excess = self._clamp_(u, scale)
+            tangents = None
+            if excess is not None and self.outside == "linear":
+                tangents = excess.clamp(max=0.0), excess.clamp(min=0.0)
             parts = [torch.empty_like(u) for _ in range(order // 2 + 1)]
             spare = torch.empty_like(u) if order == 5 else u
             for k in range(self.num_basis):
@@ -191,12 +195,12 @@ class BSplineBasis(GridBasis):
                 self._truncated_powers_(parts, reach, scale, order, spare)
                 target = out[rows, k, columns]
                 self._alternate(parts, (-1) ** order, target)
-                if excess is None or self.outside == "clamp":
-                    continue
-                if (slopes := self._end_slopes(k)) != (0.0, 0.0):
-                    wide = target.float() if needs_float32(target) else target
-                    wide = wide + slopes[0] * excess.clamp(max=0.0) + slopes[1] * excess.clamp(min=0.0)
-                    target.copy_(wide.clamp_(-65504.0, 65504.0) if target.dtype == torch.float16 else wide)
+                if tangents is not None:
+                    for end, slope in zip(tangents, end_slopes[k], strict=True):
+                        if slope != 0.0:
+                            target.add_(end, alpha=slope)
+                    if target.dtype == torch.float16:
+                        target.clamp_(-65504.0, 65504.0)
 
     def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
         """Pull the gradient back, on a CPU by blocks that stay in its cache."""
@@ -211,7 +215,8 @@ class BSplineBasis(GridBasis):
             excess = self._clamp_(u, scale)
             if self.outside == "linear":
                 u.clamp_(-self._tangent_bound * scale, self._tangent_bound * scale)
-            total, a, spare, *parts = (torch.zeros_like(u) for _ in range(order // 2 + 4))
+            total = torch.zeros_like(u)
+            a, spare, *parts = (torch.empty_like(u) for _ in range(order // 2 + 3))
             for k in range(self.num_basis):
                 torch.sub(u, self._center(k) * scale, out=a)
                 torch.abs(a, out=parts[0])
@@ -229,12 +234,10 @@ class BSplineBasis(GridBasis):
     def _center(self, k: int) -> float:
         return k - 0.5 * (self.num_basis - 1)
 
-    def _end_slopes(self, k: int) -> tuple[float, float]:
-        """Return the slopes of spline ``k`` at both ends of the grid, per knot step."""
-        end = self._tangent_bound
-        ends = torch.tensor([-end, end], dtype=torch.float64) - self._center(k)
-        low, high = _bspline_slopes(ends, 0, 1, self._parameter)[0].tolist()
-        return low, high
+    def _end_slopes(self) -> list[list[float]]:
+        """Return the slopes of each spline at both ends of the grid, per knot step."""
+        ends = torch.tensor([-self._tangent_bound, self._tangent_bound], dtype=torch.float64)
+        return _bspline_slopes(ends, 1, self.num_basis, self._parameter).T.tolist()
 
     def _scaled(self, x: Tensor, scale: float) -> Tensor:
         wide = x.float() if needs_float32(x) else x

@@ -108,10 +108,11 @@ class ChebyshevBasis(GridBasis):
 
         :math:`T_k' = 2k\,(T_{k-1} + T_{k-3} + \dots)`, with half of that for :math:`T_0`.
         """
-        k = torch.arange(self.num_basis, device=c.device)
-        m = torch.arange(self.degree, device=c.device)[:, None]
-        matrix = torch.where((m < k) & ((k - m) % 2 == 1), 2.0 * k, 0.0) * torch.where(m == 0, 0.5, 1.0)
-        return torch.tensordot(c.movedim(dim, -1), (matrix / self._unit).to(c.dtype).T, 1).movedim(-1, dim)
+        k = torch.arange(self.num_basis, device=c.device, dtype=c.dtype)
+        m = k[:-1, None]
+        matrix = torch.where((m < k) & ((k - m) % 2 == 1), 2 * k, 0 * k) / self._unit  # (degree, K)
+        matrix[0] /= 2
+        return torch.tensordot(c.movedim(dim, -1), matrix.T, 1).movedim(-1, dim)
 
     @property
     def slope_gain(self) -> float:
