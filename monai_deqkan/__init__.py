@@ -1,11 +1,11 @@
 """Kolmogorov-Arnold networks, deep equilibrium models and equilibrium MRI reconstruction for MONAI.
 
 Importing the package is its registration: afterwards MONAI's bundle configurations find its classes by short name
-(``"_target_": "KANUNet"`` with ``"imports": ["$import monai_deqkan"]``), and ``act: kan`` works in every MONAI network
-that takes an activation. Not for clinical use.
+(``"_target_": "KANUNet"`` with ``"imports": ["$import monai_deqkan"]``), ``act: kan`` works in every MONAI network
+that takes an activation, and ``Conv["kan", 2]`` is `KANConv2d`. Not for clinical use.
 """
 
-from monai.networks.layers.factories import Act
+from monai.networks.layers.factories import Act, Conv
 
 from monai_deqkan import (
     adjoints,
@@ -21,7 +21,7 @@ from monai_deqkan import (
     variational,
     visualize,
 )
-from monai_deqkan.networks.layers import KANActivation
+from monai_deqkan.networks.layers import KANActivation, KANConv1d, KANConv2d, KANConv3d
 
 __all__ = [
     "__version__",
@@ -43,3 +43,5 @@ __version__ = "0.1.0"
 
 if "KAN" not in Act.names:
     Act.add_factory_class("kan", KANActivation)
+if "KAN" not in Conv.names:
+    Conv.add_factory_callable("kan", lambda dim: (KANConv1d, KANConv2d, KANConv3d)[dim - 1], "KAN convolution layers")

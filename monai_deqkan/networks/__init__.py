@@ -1,5 +1,6 @@
-"""Layers, blocks and whole networks."""
+"""Layers, blocks and whole networks, and what turns networks into KAN networks."""
 
 from monai_deqkan.networks import blocks, layers, nets
+from monai_deqkan.networks.convert import KANReplacement, kan_convolutions, to_kan
 
-__all__ = ["blocks", "layers", "nets"]
+__all__ = ["KANReplacement", "blocks", "kan_convolutions", "layers", "nets", "to_kan"]
