@@ -26,6 +26,7 @@ from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
 from monai_deqkan.networks.layers.kan_low_rank import LowRankKANConv1d, LowRankKANConv2d, LowRankKANConv3d
+from monai_deqkan.networks.layers.kan_norm import kan_lipschitz_bound
 from monai_deqkan.networks.layers.kan_prune import (
     KANMask,
     PruningRecord,
@@ -42,9 +43,10 @@ from monai_deqkan.networks.layers.lipschitz import (
     CertifiedSpectralNorm,
     certified_spectral_norm,
     frozen_weights,
+    normalize_lipschitz_,
     remove_spectral_norm,
 )
-from monai_deqkan.networks.layers.operator_norm import conv_norm_bound, kan_lipschitz_bound, linear_norm_bound
+from monai_deqkan.networks.layers.operator_norm import conv_norm_bound, linear_norm_bound
 from monai_deqkan.networks.layers.radial_basis import GaussianBasis, MexicanHatBasis
 
 __all__ = [
@@ -95,6 +97,7 @@ __all__ = [
     "kan_lipschitz_bound",
     "linear_norm_bound",
     "make_pruning_permanent",
+    "normalize_lipschitz_",
     "prune_basis",
     "prune_edges",
     "quantize_kan",

@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_range
-from monai_deqkan.networks.layers.operator_norm import Peak, operator_norm
+from monai_deqkan.networks.layers.kan_norm import KANNorm, operator_norm
+from monai_deqkan.networks.layers.operator_norm import OperatorNorm, Peak
 
-__all__ = ["CertifiedSpectralNorm", "certified_spectral_norm", "frozen_weights", "remove_spectral_norm"]
+__all__ = [
+    "CertifiedSpectralNorm",
+    "certified_spectral_norm",
+    "frozen_weights",
+    "normalize_lipschitz_",
+    "remove_spectral_norm",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -24,32 +31,34 @@ class CertifiedSpectralNorm(nn.Module):
     r"""Scale the weight of a layer to a certified Lipschitz constant: ``bound * weight / L(weight)``.
 
     Register it by :func:`certified_spectral_norm`. A weight of zeros stays zero. The search for :math:`L` is repeated
-    only when the weight has changed; without gradients an unchanged weight then costs one comparison and one scaling.
+    only when the weight, or the basis or input map of a KAN layer, has changed: these are read from the layer each
+    time. Without gradients an unchanged weight then costs one comparison and one scaling.
 
     Args:
         layer: ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``KANLinear`` or ``KANConv1d/2d/3d`` whose weight will be given.
         bound: largest Lipschitz constant, dimensionless, positive. The true one lies below by the slack of
-            :func:`linear_norm_bound`, :func:`conv_norm_bound` or :func:`kan_lipschitz_bound`.
+            :func:`linear_norm_bound`, :func:`conv_norm_bound` or :func:`kan_lipschitz_bound`, and of the padding.
 
     Raises:
-        TypeError: if ``layer`` is of another kind, or a KAN layer whose basis is no B-spline.
-        ValueError: if ``bound`` is not positive, or for padding that can raise the norm: "reflect", "replicate", and
-            "circular" wider than half of the kernel.
+        TypeError: if ``layer`` is of another kind.
+        ValueError: if ``bound`` is not positive.
     """
 
     def __init__(self, layer: nn.Module, bound: float = 1.0) -> None:
         super().__init__()
-        self.bound = check_range("bound", bound, 0, math.inf, open_low=True, open_high=True)
-        self.norm = operator_norm(layer)
-        self._memo: tuple[Tensor, Peak] | None = None
+        self.bound = _check_bound(bound)
+        operator_norm(layer)
+        self._layer = (layer,)  # in a tuple, so that it is no submodule
+        self._memo: tuple[Tensor, OperatorNorm, Tensor | None, Peak] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``bound * weight / L(weight)``, with the shape and dtype of ``weight``."""
-        peak = self._find_peak(weight)
+        norm = operator_norm(self._layer[0])
+        peak = self._find_peak(norm, weight)
         if peak.bound == 0:
             return weight * self.bound
         if torch.is_grad_enabled() and weight.requires_grad:
-            return weight * (self.bound / self.norm.at(weight, peak))
+            return weight * (self.bound / norm.at(weight, peak))
         return weight * (self.bound / peak.bound)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -60,16 +69,26 @@ class CertifiedSpectralNorm(nn.Module):
         """Show the bound."""
         return f"bound={self.bound:g}"
 
-    def _find_peak(self, weight: Tensor) -> Peak:
-        # A copy, not the tensor's version counter: assignments through `.data` do not count.
-        memo = self._memo
-        if memo is not None:
-            known, peak = memo
-            if known.dtype == weight.dtype and known.device == weight.device and torch.equal(known, weight):
+    def _find_peak(self, norm: OperatorNorm, weight: Tensor) -> Peak:
+        # Copies, not the tensors' version counters: assignments through `.data` do not count.
+        scale = norm.input_scale if isinstance(norm, KANNorm) else None
+        if self._memo is not None:
+            known, known_norm, known_scale, peak = self._memo
+            if known_norm == norm and _equal(known, weight) and _equal(known_scale, scale):
                 return peak
-        peak = self.norm.find_peak(weight)
-        self._memo = (weight.detach().clone(), peak)
+        peak = norm.find_peak(weight)
+        self._memo = (weight.detach().clone(), norm, None if scale is None else scale.clone(), peak)
         return peak
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _check_bound(bound: float) -> float:
+    return check_range("bound", bound, 0, math.inf, open_low=True, open_high=True)
 
 
 def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
@@ -78,7 +97,9 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
     The layer's ``weight`` becomes ``bound * weight / L(weight)`` with the certified norm :math:`L` of
     :func:`linear_norm_bound`, :func:`conv_norm_bound` or :func:`kan_lipschitz_bound`; the trainable tensor is
     ``module.parametrizations.weight.original``. The bias stays free, as it has no influence. Strided convolutions
-    keep the bound of the unstrided one.
+    keep the bound of the unstrided one; padding that repeats elements ("reflect", "replicate", wide "circular") is
+    counted with the norm of the repetition, for every image size. The basis and input map of a KAN layer may change
+    afterwards: the bound follows.
 
     Args:
         module: ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``KANLinear`` or ``KANConv1d/2d/3d``; changed in place.
@@ -89,7 +110,7 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
 
     Raises:
         TypeError: if ``module`` is of another kind.
-        ValueError: if it has a certified norm already, or its padding can raise the norm.
+        ValueError: if it has a certified norm already, or ``bound`` is not positive.
 
     Example:
         >>> layer = certified_spectral_norm(nn.Linear(3, 2), bound=0.5)
@@ -99,6 +120,41 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
     if _is_certified(module):
         raise ValueError("The layer has a certified norm already. Call `remove_spectral_norm` on it first.")
     parametrize.register_parametrization(module, "weight", CertifiedSpectralNorm(module, bound))
+    return module
+
+
+@torch.no_grad()
+def normalize_lipschitz_(module: ModuleT, bound: float = 1.0) -> ModuleT:
+    """Scale the weight of a layer once, in place, so that its certified Lipschitz constant is ``bound``.
+
+    Later changes of the weight are free; :func:`certified_spectral_norm` keeps the bound during training.
+
+    Args:
+        module: ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``KANLinear`` or ``KANConv1d/2d/3d`` with a plain weight.
+        bound: Lipschitz constant afterwards, dimensionless, positive. A weight of zeros stays zero.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        TypeError: if ``module`` is of another kind.
+        ValueError: if its weight is parametrized or not finite, or ``bound`` is not positive.
+
+    Example:
+        >>> layer = normalize_lipschitz_(nn.Linear(3, 2), bound=0.5)
+        >>> f"{float(torch.linalg.matrix_norm(layer.weight, ord=2)):.4f}"
+        '0.5000'
+    """
+    _check_bound(bound)
+    norm = operator_norm(module)
+    if parametrize.is_parametrized(module, "weight"):
+        raise ValueError("`normalize_lipschitz_` needs a plain weight; it is parametrized. Remove that first.")
+    weight = module.weight
+    if not isinstance(weight, Tensor) or not bool(torch.isfinite(weight).all()):
+        raise ValueError("`module.weight` must be finite to be normalized; got NaN or infinity. Initialize it anew.")
+    found = norm.find_peak(weight).bound
+    if found > 0:
+        weight.mul_(bound / found)
     return module
 
 
