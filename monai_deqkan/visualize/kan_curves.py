@@ -6,16 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from monai_deqkan._checks import check_int
+from monai_deqkan.networks.layers import BSplineBasis, KANLayer, edge_values, rank_edges
+from monai_deqkan.networks.layers.kan_importance import input_channels
 from monai_deqkan.visualize.learning import COLORS, MUTED, as_array, check_lengths, hide_unused, new_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_kan_curves"]
+__all__ = ["plot_kan_curves", "plot_kan_layer"]
 
 
 def plot_kan_curves(
@@ -71,6 +76,75 @@ def plot_kan_curves(
     figure.supxlabel("input" + note, fontsize=10)
     figure.supylabel("learned function", fontsize=10)
     return figure
+
+
+def plot_kan_layer(
+    layer: KANLayer, inputs: Tensor | None = None, num_edges: int = 16, *, title: str = "Most important edges"
+) -> Figure:
+    """Draw the functions on a layer's most important edges, each in a panel of its own, on one vertical scale.
+
+    Light blue marks the grid, whose ends the functions' continuation starts from; ticks at the bottom of a panel are
+    the knots of B-splines. With inputs, grey shows how often the edge saw which value, and the panel spans the grid
+    and all inputs but the outermost 0.1 % on either side.
+
+    Args:
+        layer: a KAN layer.
+        inputs: what it was called with, ``(*, in)`` or ``(B, in, *space)``; see :func:`record_kan_inputs`.
+        num_edges: most edges drawn.
+        title: title of the figure.
+
+    Returns:
+        Figure, 900 pixels wide at 100 dpi.
+
+    Raises:
+        TypeError: if ``layer`` is no KAN layer, or ``num_edges`` no integer.
+        ValueError: if ``inputs`` do not fit the layer or are not finite.
+
+    Example:
+        >>> from monai_deqkan.networks.layers import KANLinear
+        >>> figure = plot_kan_layer(KANLinear(3, 2), num_edges=4)
+        >>> len(figure.axes)
+        4
+    """
+    edges = rank_edges(layer, inputs, check_int("num_edges", num_edges))
+    samples = None if inputs is None else input_channels(layer, inputs).cpu()
+    columns = min(len(edges), 4)
+    rows = math.ceil(len(edges) / columns)
+    figure, axes = new_figure(rows, columns, 2.1 * rows + 0.9, title, sharey=True)
+    for panel, edge in zip(axes.flat, edges, strict=False):
+        low, high = _grid_of(layer, edge.in_channel)
+        first, last = min(low, edge.low), max(high, edge.high)
+        room = 0.04 * (last - first)
+        points = torch.linspace(first - room, last + room, 301, dtype=torch.float64)
+        style_axes(panel, f"{edge} (RMS {edge.importance:.3g})")
+        panel.title.set_fontsize(9)
+        panel.axvspan(low, high, color=COLORS[5], alpha=0.18, linewidth=0, zorder=0)
+        panel.axhline(0, color=MUTED, linewidth=0.8)
+        panel.plot(points, edge_values(layer, edge, points).cpu(), color=COLORS[0], linewidth=2.0)
+        if isinstance(layer.basis, BSplineBasis):
+            knots = np.linspace(low, high, layer.basis.grid_size + 1)
+            panel.plot(knots, np.zeros_like(knots), "|", color=MUTED, transform=panel.get_xaxis_transform())
+        panel.set_xlim(first - room, last + room)
+        panel.label_outer(remove_inner_ticks=False)
+        panel.tick_params(labelbottom=True, labelsize=8)
+        if samples is not None:
+            seen = samples[edge.in_channel]
+            seen = seen[(seen >= edge.low) & (seen <= edge.high)]
+            _draw_histogram(panel, 0, np.histogram(seen.numpy(), bins=40, range=(first - room, last + room)))
+            panel.child_axes[0].set_xlim(panel.get_xlim())
+    hide_unused(axes, len(edges))
+    note = "" if samples is None else "; grey: how often the data had this input"
+    figure.supxlabel(f"input (blue: the grid{note})", fontsize=10)
+    figure.supylabel("function of edge", fontsize=10)
+    return figure
+
+
+def _grid_of(layer: KANLayer, channel: int) -> tuple[float, float]:
+    """Return the ends of the grid in the unit of the layer's input."""
+    ends = torch.tensor(layer.basis.grid_range, dtype=torch.float64)
+    if layer.input_scale is not None and layer.input_shift is not None:
+        ends = (ends - layer.input_shift[channel].cpu().double()) / layer.input_scale[channel].cpu().double()
+    return float(ends.min()), float(ends.max())
 
 
 def _draw_histogram(axes: Axes, index: int, histogram: tuple[ArrayLike | Tensor, ArrayLike | Tensor]) -> None:
