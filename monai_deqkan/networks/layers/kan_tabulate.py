@@ -11,27 +11,29 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import Basis
+from monai_deqkan.networks.layers.harmonic_basis import FourierBasis
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
 
 __all__ = ["EdgeTables", "TabulatedBasis", "edge_tables", "tabulate_kan"]
 
+_MAX_MARGINS = 8  # widths of the range outside of it that a table may cover
+
 
 @dataclass(frozen=True)
 class TabulatedBasis(Basis):
     r"""A basis read from a table by linear interpolation.
 
-    The table covers the range of the basis and as much again on either side; beyond it the functions go on linearly
-    by the table's last two entries: right for functions that fade, stay constant or go on linearly there, and wrong for
-    periodic ones.
+    The table covers the range of the basis and, on either side, as many times its width as it takes until all functions
+    have faded or go on linearly, as they then do beyond the table; for a Fourier basis it covers one period.
 
     Args:
         basis: basis to tabulate.
         resolution: number of intervals that the basis's range is cut into, at least 2.
 
     Raises:
-        ValueError: if ``resolution`` is too small.
+        ValueError: if ``resolution`` is too small, or the functions neither fade nor go on linearly outside.
         TypeError: if ``basis`` is none, or a table already.
 
     Example:
@@ -49,6 +51,7 @@ class TabulatedBasis(Basis):
         if not isinstance(self.basis, Basis) or isinstance(self.basis, TabulatedBasis):
             raise TypeError(f"`basis` must be a basis other than a table; got {self.basis!r}.")
         check_int("resolution", self.resolution, 2)
+        _num_margins(self.basis)
 
     @property
     def num_basis(self) -> int:
@@ -68,16 +71,22 @@ class TabulatedBasis(Basis):
     @property
     def first_point(self) -> float:
         """First point of the table."""
-        return 2 * self.grid_range[0] - self.grid_range[1]
+        low, high = self.grid_range
+        return low - _num_margins(self.basis) * (high - low)
+
+    @property
+    def period(self) -> float:
+        """Period of the functions, 0 for none."""
+        return self.grid_range[1] - self.grid_range[0] if isinstance(self.basis, FourierBasis) else 0.0
 
     def values(self, x: Tensor, dim: int = 0) -> Tensor:
         """Interpolate all functions."""
-        return _interpolate(x, self._table(x), self.first_point, self.step).movedim(0, dim)
+        return _interpolate(x, self._table(x), self.first_point, self.step, self.period).movedim(0, dim)
 
     def derivative(self, x: Tensor, dim: int = 0) -> Tensor:
         """Return the slopes of the table's intervals."""
         table = self._table(x)
-        cell, _ = _locate(x, table.shape[1], self.first_point, self.step)
+        cell, _ = _locate(x, table.shape[1], self.first_point, self.step, self.period)
         return (_take(table.diff(dim=1), cell) / self.step).to(x.dtype).movedim(0, dim)
 
     def lipschitz_constants(self) -> Tensor:
@@ -101,22 +110,48 @@ class _TableModule(nn.Module):
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
         self.first_point = basis.first_point
         self.step = basis.step
+        self.period = basis.period
 
     def forward(self, x: Tensor) -> Tensor:
-        return _interpolate(x, self.table.to(x.device), self.first_point, self.step).movedim(0, 1)
+        return _interpolate(x, self.table.to(x.device), self.first_point, self.step, self.period).movedim(0, 1)
 
 
 @lru_cache(maxsize=32)
 def _make_table(basis: TabulatedBasis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the table ``(K, 3 * resolution + 1)``."""
-    points = basis.first_point + basis.step * torch.arange(3 * basis.resolution + 1, dtype=torch.float64)
+    """Return the table ``(K, points)``."""
+    count = (2 * _num_margins(basis.basis) + 1) * basis.resolution + 1
+    points = basis.first_point + basis.step * torch.arange(count, dtype=torch.float64)
     return basis.basis.values(points).to(device=device, dtype=dtype)
 
 
-def _locate(x: Tensor, num_points: int, first_point: float, step: float) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=256)
+def _num_margins(basis: Basis) -> int:
+    """Return how many widths of its range a table must go on outside until all slopes are constant."""
+    if isinstance(basis, FourierBasis):
+        return 0
+    low, high = basis.grid_range
+    inside = basis.derivative(torch.linspace(low, high, 257, dtype=torch.float64)).abs().max()
+    away = (high - low) * torch.tensor([0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+    for count in range(1, _MAX_MARGINS + 1):
+        reach = count * (high - low)
+        for points in (low - reach - away, high + reach + away):
+            slopes = basis.derivative(points)
+            if bool(((slopes - slopes[:, :1]).abs() > 1e-3 * inside).any()):
+                break
+        else:
+            return count
+    raise ValueError(
+        f"The functions of {basis!r} neither fade nor go on linearly within {_MAX_MARGINS} widths of their range: a "
+        "table cannot hold them. Choose another `outside`, or another basis."
+    )
+
+
+def _locate(x: Tensor, num_points: int, first_point: float, step: float, period: float) -> tuple[Tensor, Tensor]:
     """Return the interval of each element, and its place there: in [0, 1] on the table, beyond these outside of it."""
     wide = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
     place = (wide - first_point) / step
+    if period > 0.0:
+        place = torch.remainder(place, period / step)
     cell = place.detach().nan_to_num(0.0).clamp(0, num_points - 2).floor()
     return cell.to(torch.int64), place - cell
 
@@ -125,9 +160,9 @@ def _take(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(1, index.reshape(-1)).reshape([table.shape[0]] + list(index.shape))  # noqa: RUF005
 
 
-def _interpolate(x: Tensor, table: Tensor, first_point: float, step: float) -> Tensor:
+def _interpolate(x: Tensor, table: Tensor, first_point: float, step: float, period: float) -> Tensor:
     """Return ``(K, *)`` for ``x`` of shape ``(*)``."""
-    cell, place = _locate(x, table.shape[1], first_point, step)
+    cell, place = _locate(x, table.shape[1], first_point, step, period)
     table = table.to(place.dtype)
     left = _take(table, cell)
     return (left + place * (_take(table, cell + 1) - left)).to(x.dtype)

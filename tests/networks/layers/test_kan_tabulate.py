@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from scipy.interpolate import BSpline
-from torch import nn
+from torch import Tensor, nn
 
 from monai_deqkan.networks.layers import (
+    BASES,
+    Basis,
     BSplineBasis,
     KANConv2d,
     KANLinear,
@@ -51,6 +54,37 @@ def test_a_straight_line_goes_on_beyond_the_table() -> None:
     table = TabulatedBasis(BSplineBasis(outside="linear"), resolution=50)
     x = torch.tensor([-40.0, 40.0], dtype=torch.float64)
     torch.testing.assert_close(table.values(x), BSplineBasis(outside="linear").values(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "basis",
+    [
+        *(BASES.build(name) for name in ("bspline", "gaussian", "mexican_hat", "chebyshev", "fourier")),
+        BSplineBasis(grid_size=1, spline_order=5),
+        BASES.build(("gaussian", {"outside": "linear"})),
+        BASES.build(("chebyshev", {"outside": "linear"})),
+    ],
+    ids=str,
+)
+def test_all_kinds_inside_and_far_outside(basis: Basis) -> None:
+    x = torch.cat((torch.linspace(-8, 8, 4001), torch.tensor([-70.0, 50.0]))).double()
+    table = TabulatedBasis(basis, 512)
+    exact = basis.values(x)
+    assert float((table.values(x) - exact).abs().max()) < 2e-3 * float(exact.abs().max())
+    torch.testing.assert_close(table.module()(x), table.values(x, dim=1), rtol=1e-5, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Waves(Basis):
+    @property
+    def num_basis(self) -> int:
+        return 1
+
+    def values(self, x: Tensor, dim: int = 0) -> Tensor:
+        return torch.sin(x).unsqueeze(dim)
+
+    def derivative(self, x: Tensor, dim: int = 0) -> Tensor:
+        return torch.cos(x).unsqueeze(dim)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -124,6 +158,8 @@ def test_a_linear_layer_is_the_sum_of_its_tables() -> None:
 
 
 def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="neither fade nor go on linearly"):
+        TabulatedBasis(Waves())
     with pytest.raises(ValueError, match="resolution"):
         TabulatedBasis(BSplineBasis(), 1)
     with pytest.raises(TypeError, match="table"):
