@@ -77,7 +77,7 @@ def input_channels(layer: KANLayer, inputs: Tensor) -> Tensor:
     if inputs.numel() == 0:
         raise ValueError(f"`inputs` must hold at least one value per channel; got shape {shape}.")
     check_finite("inputs", inputs, "Leave these samples out.")
-    return inputs.detach().movedim(axis, 0).flatten(1).double()
+    return inputs.detach().as_subclass(Tensor).movedim(axis, 0).flatten(1).double()  # no MetaTensor
 
 
 def _num_channels(layer: KANLayer) -> int:
@@ -297,7 +297,7 @@ def input_sensitivity(network: nn.Module, inputs: Tensor, *, num_samples: int = 
     axis = -1 if is_linear else 1
     generator = torch.Generator().manual_seed(seed)
     modes = [(part, part.training) for part in network.modules()]
-    x = inputs.detach().clone().requires_grad_()
+    x = inputs.detach().as_subclass(Tensor).clone().requires_grad_()
     try:
         with torch.enable_grad():
             y = network.eval()(x)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_deqkan.networks.layers import KANActivation, KANConv2d, KANLinear
@@ -101,6 +102,10 @@ def test_recording_keeps_every_call_and_restores_the_network():
 def test_recorded_inputs_of_a_convolution_fit_the_layer():
     layer, x = layers()["grouped"].float(), randn(3, 4, 6, 5)
     torch.testing.assert_close(edge_importance(layer, record_kan_inputs(layer, x)[""]), edge_importance(layer, x))
+    recorded = record_kan_inputs(layer, MetaTensor(x))[""]
+    assert type(recorded) is torch.Tensor
+    torch.testing.assert_close(edge_importance(layer, recorded), edge_importance(layer, x))
+    torch.testing.assert_close(input_sensitivity(layer, MetaTensor(x)), input_sensitivity(layer, x))
 
 
 def test_sensitivity_of_a_linear_map_is_the_norm_of_its_columns():
