@@ -39,7 +39,8 @@ def write_edge_table(
         inputs: a batch for it, which it is run on once to see the inputs of its layers. Without one, the inputs of
             each layer are taken as spread evenly over its grid.
         num_edges: most edges of each layer; all by default.
-        num_formulas: number of edges of each layer, the first ones, for which a formula is sought (some tenths of a second each).
+        num_formulas: number of edges of each layer, the first ones, for which a formula is sought, some
+            tenths of a second each.
 
     Returns:
         Path of the file.
