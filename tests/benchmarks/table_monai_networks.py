@@ -128,7 +128,7 @@ CASES: list[Case] = [
     ),
     *spatial("DynUNet", nets.DynUNet, 16, "act_name", out_channels=2, res_block=True, **DYN),
     *(
-        Case("VNet", dims, nets.VNet, {"spatial_dims": dims}, ((1, 1, *[16] * dims),), "act", grid=FEWEST)
+        Case("VNet", dims, nets.VNet, {"spatial_dims": dims}, ((2, 1, *[16] * dims),), "act", grid=FEWEST)
         for dims in (2, 3)
     ),
     flat(
@@ -143,8 +143,8 @@ CASES: list[Case] = [
     ),
     *spatial("UNETR", nets.UNETR, 32, None, out_channels=2, img_size=32, feature_size=4, hidden_size=24,
              mlp_dim=32, num_heads=2),
-    *spatial("SwinUNETR", nets.SwinUNETR, 32, None, out_channels=2, feature_size=12, depths=(1, 1, 1, 1),
-             window_size=2),
+    *spatial("SwinUNETR", nets.SwinUNETR, 64, None, out_channels=2, feature_size=12, depths=(1, 1, 1, 1),
+             window_size=2)[:1],
     *spatial("MedNeXt", nets.MedNeXt, 16, None, init_filters=4, kernel_size=3, blocks_down=(1,) * 4,
              blocks_up=(1,) * 4, blocks_bottleneck=1),
     *spatial("HighResNet", nets.HighResNet, 8, "acti_type", layer_params=(
@@ -157,7 +157,7 @@ CASES: list[Case] = [
     )),
     Case("AHNet", 2, nets.AHNet, {
         "spatial_dims": 2, "layers": (1, 1, 1, 1), "psp_block_num": 1, "upsample_mode": "nearest"
-    }, ((1, 1, 32, 32),), grid=FEWEST),
+    }, ((2, 1, 32, 32),), grid=FEWEST),
     Case("DAF3D", 3, nets.DAF3D, {"in_channels": 1, "out_channels": 2}, ((1, 1, 32, 32, 32),), grid=FEWEST),
     flat("QuickNAT", nets.Quicknat, (2, 1, 32, 32), "act", num_classes=2, num_filters=4, se_block=None),
     Case("HoVerNet", 2, nets.HoVerNet, {}, ((1, 3, 256, 256),), "act", grid=FEWEST),
