@@ -93,15 +93,14 @@ def extend_grid(
     # In each interval of the finer basis several points: the fit on the grid is then well posed.
     grid = torch.linspace(low, high, 16 * new.num_basis + 1, dtype=torch.float64)
     matrix = _exact_fit(new.values(grid, dim=1), old.values(grid, dim=1))  # (K', K)
-    with torch.no_grad():
-        edges = channel_edges(layer, layer.coefficients.double().cpu())
-        fitted = matrix @ edges
-        rim = torch.linspace(0.0, 0.25 * width, 65, dtype=torch.float64)[1:]
-        rim = torch.cat((low - rim, high + rim))
-        size = _rms(old.values(grid, dim=1) @ edges)
-        change = _rms(new.values(grid, dim=1) @ fitted - old.values(grid, dim=1) @ edges)
-        outside = _rms(new.values(rim, dim=1) @ fitted - old.values(rim, dim=1) @ edges)
-        layer.set_basis(new, layer_edges(layer, fitted).to(layer.weight))
+    rim = torch.linspace(0.0, 0.25 * width, 65, dtype=torch.float64)[1:]
+    rim = torch.cat((low - rim, high + rim))
+    edges = channel_edges(layer, layer.coefficients.detach().double().cpu())
+    layer.set_basis(new, layer_edges(layer, matrix @ edges).to(layer.weight))
+    size = _rms(old.values(grid, dim=1), edges)
+    change, outside = (
+        _rms(new.values(points, dim=1) @ matrix - old.values(points, dim=1), edges) for points in (grid, rim)
+    )
     share = [0.0 if value == 0.0 else value / size for value in (change, outside)]
     return GridExtension(name, old.num_basis, new.num_basis, share[0], share[1])
 
@@ -128,8 +127,10 @@ def _exact_fit(new: Tensor, old: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(r, q[: len(new)].mT @ old, upper=True)
 
 
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+def _rms(values: Tensor, edges: Tensor) -> float:
+    """Return the root mean square of ``values @ edges`` for values ``(P, K)`` and coefficients ``(C, K, E)``."""
+    mean = (((values.mT @ values) @ edges) * edges).sum() / (len(values) * len(edges) * edges.shape[2])
+    return math.sqrt(max(float(mean), 0.0))
 
 
 def extend_grids(network: nn.Module, factor: int | None = None, *, grid_size: int | None = None) -> list[GridExtension]:

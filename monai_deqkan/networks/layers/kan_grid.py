@@ -154,7 +154,7 @@ class _RefitSettings:
 def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -> GridRefit:
     check_finite("layer.weight", layer.weight, "Reload the layer; a refit cannot repair it.")
     old_basis = layer.basis
-    edges = channel_edges(layer, layer.coefficients.double())  # (C, K, E)
+    edges = channel_edges(layer, layer.coefficients.detach().double())  # (C, K, E)
     old_map = _input_map(layer)
     target, kept = _target_ranges(layer, rows, settings)
     new_map = _map_to(target, old_basis.grid_range, layer.weight.dtype)
@@ -163,6 +163,7 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
     fit = _Fit(layer, rows, edges, old_map, settings)
 
     best = fit.solve(old_basis, new_map, stay)
+    least_change = best.change
     for factor in range(2, settings.max_growth + 1):
         if not bool(best.fails.any()):
             break
@@ -170,11 +171,12 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
         if finer is None:
             break
         trial = fit.solve(finer, new_map, stay)
+        least_change = torch.minimum(least_change, trial.change)
         if int(trial.fails.sum()) < int(best.fails.sum()):
             best = trial
     if bool(best.fails.any()):
         for channel in best.fails.nonzero().flatten().tolist():
-            kept[channel] = f"the functions would change by {float(best.change[channel]):.1%}"
+            kept[channel] = f"the functions would change by {float(least_change[channel]):.1%} at least"
         stay |= best.fails
         new_map = torch.where(stay, old_map, new_map)
         basis = old_basis if bool(stay.all()) else best.basis
@@ -227,49 +229,54 @@ class _Fit:
         probabilities = (torch.arange(_NUM_DATA, dtype=torch.float64, device=rows.device) + 0.5) / _NUM_DATA
         self.data = column_quantiles(rows, probabilities).t()  # (C, P)
         base = layer.base_weight
-        self.base = None if base is None else channel_edges(layer, base.double().unsqueeze(1))  # (C, 1, E)
+        self.base = None if base is None else channel_edges(layer, base.detach().double().unsqueeze(1))  # (C, 1, E)
 
     def solve(self, basis: Basis, new_map: Tensor, stay: Tensor) -> _Solved:
-        low, high = basis.grid_range
-        shape = (len(stay), basis.num_basis, self.edges.shape[2])
-        edges = torch.empty(shape, dtype=torch.float64, device=stay.device)
-        squares = torch.empty((2, len(stay)), dtype=torch.float64, device=stay.device)
-        size = max(1, (1 << 22) // ((_NUM_DATA + _NUM_UNIFORM) * basis.num_basis + _NUM_DATA * shape[2]))
+        """Fit all channels; those that stay keep their map, and their coefficients too in the old basis."""
+        edges = self.edges.new_empty(len(stay), basis.num_basis, self.edges.shape[2])
+        squares = self.edges.new_empty(2, len(stay))
+        size = max(1, (1 << 21) // ((_NUM_DATA + _NUM_UNIFORM) * basis.num_basis))
         for part in torch.arange(len(stay), device=stay.device).split(size):
-            scale, shift = new_map[:, part, None]
-            uniform = (torch.linspace(low, high, _NUM_UNIFORM, dtype=torch.float64, device=stay.device) - shift) / scale
-            first, last = uniform.amin(1, keepdim=True), uniform.amax(1, keepdim=True)
-            reach = 0.5 * (last - first)
-            data = self.data[part]
-            near = (data >= first - reach) & (data <= last + reach)
-            data = torch.where(near, data, 0.5 * (first + last))
-            points = torch.cat((data, uniform), dim=1)
-            weights = torch.cat((near * ((1 - _UNIFORM_SHARE) / _NUM_DATA), _full_like(uniform, _UNIFORM_SHARE)), dim=1)
-            old_scale, old_shift = self.old_map[:, part, None]
-            old = self.layer.basis.values(old_scale * points + old_shift, dim=1)  # (C, K, P)
-            new = basis.values(scale * points + shift, dim=1)  # (C, K', P)
-            edges[part] = torch.where(
-                stay[part, None, None] & (basis == self.layer.basis),
-                self._padded(self.edges[part], basis),
-                _ridge_fit(new, old, weights, self.settings.ridge) @ self.edges[part],
-            )
-            inside = (data >= first) & (data <= last) & near
-            new_values = edges[part].mT @ new[..., :_NUM_DATA]  # (C, E, P)
-            old_values = self.edges[part].mT @ old[..., :_NUM_DATA]
-            squares[0, part] = ((new_values - old_values).square() * inside[:, None]).sum((1, 2))
-            if self.base is not None:
-                old_values = old_values + self.base[part].mT * nn.functional.silu(data)[:, None]
-            squares[1, part] = (old_values.square() * inside[:, None]).sum((1, 2))
+            edges[part], squares[:, part] = self._solve(basis, new_map, stay, part)
         change = _ratio(squares[0], squares[1])
         fails = ~stay & ~(change <= self.settings.max_change)
         fails |= ~stay & ~edges.to(self.layer.weight.dtype).isfinite().flatten(1).all(1)
-        # A channel's squares are sums over its points in the range: as many as all but for those of heavy tails.
         total = _ratio(squares[0].sum(), squares[1].sum())
         return _Solved(basis, edges, change, float(total), fails)
 
-    def _padded(self, edges: Tensor, basis: Basis) -> Tensor:
-        missing = basis.num_basis - edges.shape[1]
-        return nn.functional.pad(edges, (0, 0, 0, missing))
+    def _solve(self, basis: Basis, new_map: Tensor, stay: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the channels' new coefficients, and the sums of squares of their change and of their functions."""
+        (scale, shift), (old_scale, old_shift) = new_map[:, part, None], self.old_map[:, part, None]
+        grid = torch.linspace(*basis.grid_range, _NUM_UNIFORM, dtype=torch.float64, device=stay.device)
+        uniform = (grid - shift) / scale
+        first, last = uniform.amin(1, keepdim=True), uniform.amax(1, keepdim=True)
+        reach = 0.5 * (last - first)
+        data = self.data[part]
+        near = (data >= first - reach) & (data <= last + reach)
+        data = torch.where(near, data, 0.5 * (first + last))
+        points = torch.cat((data, uniform), dim=1)
+        weights = torch.cat((near * ((1 - _UNIFORM_SHARE) / _NUM_DATA), _full_like(uniform, _UNIFORM_SHARE)), dim=1)
+        old = self.layer.basis.values(old_scale * points + old_shift, dim=1)  # (C, K, P)
+        new = basis.values(scale * points + shift, dim=1)  # (C, K', P)
+        matrix = _ridge_fit(new, old, weights, self.settings.ridge)
+        if basis == self.layer.basis:
+            matrix[stay[part]] = torch.eye(basis.num_basis, dtype=matrix.dtype, device=matrix.device)
+
+        inside = (near & (data >= first) & (data <= last))[:, None]
+        old = old[..., :_NUM_DATA] * inside
+        difference = matrix.mT @ (new[..., :_NUM_DATA] * inside) - old  # (C, K, P)
+        edges = self.edges[part]
+        functions, combined = old, edges
+        if self.base is not None:
+            functions = torch.cat((old, nn.functional.silu(data)[:, None] * inside), dim=1)
+            combined = torch.cat((edges, self.base[part]), dim=1)
+        squares = torch.stack((_sum_of_squares(difference, edges), _sum_of_squares(functions, combined)))
+        return matrix @ edges, squares
+
+
+def _sum_of_squares(values: Tensor, edges: Tensor) -> Tensor:
+    """Return the squares of ``edges^T values``, summed, for values ``(C, K, P)`` and coefficients ``(C, K, E)``."""
+    return (((values @ values.mT) @ edges) * edges).sum((1, 2)).clamp(min=0.0)
 
 
 def _full_like(points: Tensor, share: float) -> Tensor:
