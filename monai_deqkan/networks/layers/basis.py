@@ -16,7 +16,7 @@ from monai_deqkan.plugins import Registry
 
 __all__ = ["BASES", "Basis", "BasisSpec", "GridBasis", "build_basis"]
 
-_BLOCK = 1 << 15  # elements worked on at a time on a CPU: a few buffers of that size fit its second-level cache
+_BLOCK = 1 << 18  # numbers that a buffer holds on a CPU: a few fit its cache, and the calls on them are few
 
 
 class Basis(ABC):

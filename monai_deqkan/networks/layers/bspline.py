@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -174,70 +173,64 @@ class BSplineBasis(GridBasis):
         return replace(self, grid_size=self.grid_size * check_int("factor", factor))
 
     def fill(self, x: Tensor, out: Tensor) -> None:
-        """Write the values, on a CPU by blocks that stay in its cache."""
+        """Write the values, on a CPU by blocks that stay in its cache and all splines at once: few calls."""
         if x.device.type != "cpu":
             super().fill(x, out)
             return
         order = self.spline_order
         scale = math.factorial(order) ** (-1 / order)  # takes the formula's factor into the distance
-        reach = 0.5 * (order + 1) * scale
-        end_slopes = self._end_slopes() if self.outside == "linear" else []
-        for rows, columns in blocks(x):
+        dtype = torch.float32 if needs_float32(x) else x.dtype
+        centers = self._centers(dtype, scale)
+        end_slopes = self._end_slopes(dtype) if self.outside == "linear" else None
+        for rows, columns in blocks(x, self.num_basis):
             u = self._scaled(x[rows, columns], scale)
             excess = self._clamp_(u, scale)
-            tangents = None
-            if excess is not None and self.outside == "linear":
-                tangents = excess.clamp(max=0.0), excess.clamp(min=0.0)
-            parts = [torch.empty_like(u) for _ in range(order // 2 + 1)]
-            spare = torch.empty_like(u) if order == 5 else u
-            for k in range(self.num_basis):
-                torch.sub(u, self._center(k) * scale, out=parts[0]).abs_()
-                self._truncated_powers_(parts, reach, scale, order, spare)
-                target = out[rows, k, columns]
-                self._alternate(parts, (-1) ** order, target)
-                if tangents is not None:
-                    for end, slope in zip(tangents, end_slopes[k], strict=True):
-                        if slope != 0.0:
-                            target.add_(end, alpha=slope)
-                    if target.dtype == torch.float16:
-                        target.clamp_(-65504.0, 65504.0)
+            target = out[rows, :, columns]
+            values = target if target.dtype == dtype else torch.empty(target.shape, dtype=dtype)
+            torch.sub(u.unsqueeze(1), centers, out=values)
+            self._alternating_powers_(values.abs_(), scale, order)
+            if excess is not None and end_slopes is not None:
+                low, high = end_slopes
+                values.addcmul_(excess.clamp(max=0.0).unsqueeze(1), low)
+                values.addcmul_(excess.clamp(min=0.0).unsqueeze(1), high)
+            if values is not target:
+                target.copy_(values.clamp_(-65504.0, 65504.0) if target.dtype == torch.float16 else values)
 
     def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Pull the gradient back, on a CPU by blocks that stay in its cache."""
+        """Pull the gradient back, on a CPU by blocks that stay in its cache and all splines at once."""
         if x.device.type != "cpu":
             return super().pull_back(x, grad)
         order = self.spline_order
         scale = math.factorial(order - 1) ** (-1 / max(order - 1, 1))
-        reach = 0.5 * (order + 1) * scale
+        centers = self._centers(torch.float32 if needs_float32(x) else x.dtype, scale)
         result = torch.empty_like(x)
-        for rows, columns in blocks(x):
+        for rows, columns in blocks(x, self.num_basis):
             u = self._scaled(x[rows, columns], scale)
             excess = self._clamp_(u, scale)
             if self.outside == "linear":
                 u.clamp_(-self._tangent_bound * scale, self._tangent_bound * scale)
-            total = torch.zeros_like(u)
-            a, spare, *parts = (torch.empty_like(u) for _ in range(order // 2 + 3))
-            for k in range(self.num_basis):
-                torch.sub(u, self._center(k) * scale, out=a)
-                torch.abs(a, out=parts[0])
-                if order == 1:
-                    parts[0].clamp_(max=reach).sub_(reach).sign_()
-                else:
-                    self._truncated_powers_(parts, reach, scale, order - 1, spare)
-                    self._alternate(parts, (-1) ** order, parts[0])
-                total.addcmul_(parts[0].mul_(a.sign_()), grad[rows, k, columns].to(u.dtype))
+            a = u.unsqueeze(1) - centers
+            slopes = self._alternating_powers_(a.abs(), scale, order - 1)  # falling with the distance, so not negative
+            if order == 1:
+                slopes.sign_().mul_(a.sign_())  # 0 in the kink
+            else:
+                slopes.copysign_(a)
+            total = slopes.mul_(grad[rows, :, columns]).sum(1)
             if excess is not None and self.outside == "clamp":
                 total.mul_(excess == 0.0)
-            torch.mul(total, 1.0 / self.step, out=result[rows, columns])
+            torch.mul(total, -1.0 / self.step, out=result[rows, columns])
         return result
 
-    def _center(self, k: int) -> float:
-        return k - 0.5 * (self.num_basis - 1)
+    def _centers(self, dtype: torch.dtype, scale: float) -> Tensor:
+        """Return the centers of the splines, times ``scale`` in knot steps from the middle of the grid, ``(K, 1)``."""
+        k = torch.arange(self.num_basis, dtype=torch.float64, device="cpu")
+        return ((k - 0.5 * (self.num_basis - 1)) * scale).to(dtype).unsqueeze(1)
 
-    def _end_slopes(self) -> list[list[float]]:
-        """Return the slopes of each spline at both ends of the grid, per knot step."""
-        ends = torch.tensor([-self._tangent_bound, self._tangent_bound], dtype=torch.float64)
-        return _bspline_slopes(ends, 1, self.num_basis, self._parameter).T.tolist()
+    def _end_slopes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the slopes of each spline at the ends of the grid, per knot step, ``(K, 1)`` each."""
+        ends = torch.tensor([-self._tangent_bound, self._tangent_bound], dtype=torch.float64, device="cpu")
+        low, high = _bspline_slopes(ends, 0, self.num_basis, self._parameter).to(dtype).split(1, dim=1)
+        return low, high
 
     def _scaled(self, x: Tensor, scale: float) -> Tensor:
         wide = x.float() if needs_float32(x) else x
@@ -251,37 +244,21 @@ class BSplineBasis(GridBasis):
         outer = u.clone()
         return outer.sub_(u.clamp_(-bound, bound)).mul_(1.0 / scale)
 
-    @staticmethod
-    def _truncated_powers_(parts: list[Tensor], reach: float, scale: float, power: int, spare: Tensor) -> None:
-        """Turn ``parts[0]``, a distance, into the powers of the formula's negative p_j, in place."""
-        parts[0].clamp_(max=reach).sub_(reach)
-        for wider, narrower in itertools.pairwise(parts):
-            torch.add(wider, scale, out=narrower).clamp_(max=0.0)
+    def _alternating_powers_(self, a: Tensor, scale: float, power: int) -> Tensor:
+        r"""Turn distances times ``scale`` into :math:`\sum_j (-1)^j \binom{n+1}{j} p_j^{power}`, in place."""
+        order = self.spline_order
+        reach = a.new_tensor(0.5 * (order + 1) * scale)
+        parts = [torch.sub(reach, a.clamp_(max=reach.item()), out=a)]
+        for _ in range(order // 2):
+            parts.append((parts[-1] - scale).clamp_(min=0.0))
         for part in parts:
             if power == 3:
                 part.pow_(3)
             elif power == 5:
-                torch.mul(part, part, out=spare)
-                part.mul_(spare.mul_(spare))
-            else:  # 1, 2 or 4
+                part.mul_((part * part).square_())
+            else:  # 0 and 1 stay as they are
                 for _ in range(power // 2):
                     part.mul_(part)
-
-    def _alternate(self, parts: list[Tensor], sign: int, out: Tensor) -> None:
-        """Sum the powers with the formula's alternating binomial coefficients times ``sign``; uses ``parts`` up."""
-        first, *others = parts
-        if not others:
-            torch.mul(first, sign, out=out)
-            return
-        inner = others[0]
-        factor = self.spline_order + 1
-        last = factor * self.spline_order // 2
-        if len(others) == 1:
-            if sign > 0:
-                torch.sub(first, inner, alpha=factor, out=out)
-            else:
-                torch.sub(inner.mul_(factor), first, out=out)
-        elif sign > 0:
-            torch.add(first.sub_(inner, alpha=factor), others[1], alpha=last, out=out)
-        else:
-            torch.sub(inner.mul_(factor).sub_(first), others[1], alpha=last, out=out)
+        for part, factor in zip(parts[1:], (-(order + 1), order * (order + 1) // 2), strict=False):
+            a.add_(part, alpha=factor)
+        return a

@@ -214,7 +214,7 @@ def _parts(x: Tensor, dtype: torch.dtype, features: FeatureMap) -> Iterator[_Par
     """Cut ``x`` ``(B, C, M)`` into blocks: place in ``(B * C, M)``, channels, block, what the basis sees of it."""
     flat = x.flatten(0, 1)
     channels = torch.arange(len(flat), device=x.device) % x.shape[1]
-    for spot in blocks(flat):
+    for spot in blocks(flat, 8):
         part, rows = flat[spot].to(dtype), channels[spot[0]]
         t = part
         if features.scale is not None and features.shift is not None:
