@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from monai_deqkan._checks import check_range
 from monai_deqkan.networks.layers.kan_norm import KANNorm, operator_norm
 from monai_deqkan.networks.layers.operator_norm import OperatorNorm, Peak
+from monai_deqkan.networks.layers.plain_weight import make_weight_plain
 
 __all__ = [
     "CertifiedSpectralNorm",
@@ -172,7 +173,7 @@ def remove_spectral_norm(module: ModuleT) -> ModuleT:
     """
     for part in module.modules():
         if _is_certified(part):
-            parametrize.remove_parametrizations(part, "weight")
+            make_weight_plain(part)
     return module
 
 

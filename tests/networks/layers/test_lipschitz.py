@@ -299,3 +299,10 @@ def test_unsuitable_bounds_are_refused(bound: float) -> None:
     for function in (certified_spectral_norm, normalize_lipschitz_):
         with pytest.raises(ValueError, match="bound"):
             function(nn.Linear(2, 2), bound)
+
+
+def test_removing_the_norm_of_a_copy_leaves_the_original_alone():
+    layer = certified_spectral_norm(nn.Linear(3, 2))
+    copied = remove_spectral_norm(copy.deepcopy(layer))
+    assert torch.equal(layer.weight, copied.weight)
+    assert isinstance(copied.weight, nn.Parameter)
