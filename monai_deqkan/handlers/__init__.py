@@ -1,6 +1,7 @@
 """Ignite handlers."""
 
 from monai_deqkan.handlers.best_model import BestModelSaver
+from monai_deqkan.handlers.convergence_guard import ConvergenceGuard
 from monai_deqkan.handlers.early_stop import ResumableEarlyStop
 from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
@@ -12,6 +13,7 @@ from monai_deqkan.handlers.solve_stats import SolveStatsHandler
 
 __all__ = [
     "BestModelSaver",
+    "ConvergenceGuard",
     "HistoryWriter",
     "ImageTable",
     "KANGridHandler",

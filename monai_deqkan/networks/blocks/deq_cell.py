@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_range
 from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step
 from monai_deqkan.networks.layers.kan_linear import KANLinear
-from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+from monai_deqkan.networks.layers.kan_norm import kan_lipschitz_bound
+from monai_deqkan.networks.layers.lipschitz import CertifiedSpectralNorm, certified_spectral_norm
 
-__all__ = ["CertifiedMap", "KANCell", "ReconstructionCell"]
+__all__ = ["CertifiedCell", "CertifiedMap", "ContractionBound", "KANCell", "ReconstructionCell"]
 
 
 @runtime_checkable
@@ -25,6 +27,32 @@ class CertifiedMap(Protocol):
 
     def __call__(self, image: Tensor) -> Tensor:
         """Map ``(B, C, *space)`` to the same shape."""
+
+
+@dataclass(frozen=True)
+class ContractionBound:
+    """What a cell can guarantee of itself.
+
+    Attributes:
+        factor: upper bound of the Lipschitz constant of ``z -> cell(z, x)`` in the Euclidean norm of the whole state
+            of a sample, dimensionless; infinite where there is none.
+        assumptions: what it rests on, in plain sentences with numbers.
+    """
+
+    factor: float
+    assumptions: tuple[str, ...]
+
+
+@runtime_checkable
+class CertifiedCell(Protocol):
+    """A cell that knows an upper bound of its own contraction factor."""
+
+    def certified_contraction(self, x: Any = None) -> ContractionBound:
+        """Return the bound for its present weights.
+
+        Args:
+            x: per-sample data that the cell would be given; None where the bound shall hold for any.
+        """
 
 
 class KANCell(nn.Module):
@@ -65,6 +93,14 @@ class KANCell(nn.Module):
             x: injection ``(B, F)``.
         """
         return x + self.kan(z)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def certified_contraction(self, x: Any = None) -> ContractionBound:
+        """Return the certified Lipschitz bound of the KAN layer with its present weights; it holds for any ``x``."""
+        factor = float(kan_lipschitz_bound(self.kan))
+        kept = "kept so by certified_spectral_norm" if _is_normalized(self.kan) else "not kept in training"
+        return ContractionBound(factor, (f"The KAN layer's certified Lipschitz bound is {factor:.4g}: {kept}.",))
 
 
 class ReconstructionCell(nn.Module):
@@ -143,3 +179,34 @@ class ReconstructionCell(nn.Module):
         v = gradient_step(z, measurement, self.step_size)
         step = torch.lerp(v, self.prior(v), self.relaxation)
         return torch.lerp(reference, step, self.weight)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def certified_contraction(self, x: tuple[Measurement, Tensor] | None = None) -> ContractionBound:
+        """Return the product of the bounds of the step's parts; with ``x`` its measurement is checked, too."""
+        lipschitz = float(self.prior.certified_lipschitz())
+        step_size, relaxation, weight = float(self.step_size), float(self.relaxation), float(self.weight)
+        layers = [part for part in _modules(self.prior) if "weight" in part._parameters or _is_normalized(part)]
+        descent, measured = 1.0, "the norm of A is not checked"
+        norm_bound = None if x is None else getattr(x[0].operator, "norm_bound", None)
+        if x is not None and norm_bound is not None:
+            ratio = float((norm_bound.square() / x[0].curvature).max())
+            descent, measured = max(1.0, step_size * ratio - 1.0), f"sum |S|^2 / L is {ratio:.4g} at most (checked)"
+        return ContractionBound(
+            weight * descent * (1 - relaxation + relaxation * lipschitz),
+            (
+                f"The prior's certified Lipschitz constant is {lipschitz:.4g}, as {type(self.prior).__name__} states; "
+                f"{sum(map(_is_normalized, layers))} of its {len(layers)} layers are kept normalized.",
+                f"The gradient step of size s / L with s = {step_size:.4g} has factor {descent:.4g}; {measured}.",
+                f"The step is relaxed by {relaxation:.4g} and weighted by {weight:.4g} against the reference image.",
+            ),
+        )
+
+
+def _is_normalized(part: nn.Module) -> bool:
+    lists = getattr(part, "parametrizations", {})
+    return "weight" in lists and any(isinstance(norm, CertifiedSpectralNorm) for norm in lists["weight"])
+
+
+def _modules(module: Any) -> list[nn.Module]:
+    return list(module.modules()) if isinstance(module, nn.Module) else []
