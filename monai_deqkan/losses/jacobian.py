@@ -40,8 +40,8 @@ class JacobianLoss(nn.Module):
         '0.25'
 
     Reference:
-        S. Bai, V. Koltun and J. Z. Kolter, "Stabilizing equilibrium models by Jacobian regularization", ICML 2021,
-        eq. (7) and (8). They hold :math:`z^*` fixed: pass ``z.detach()`` for that.
+        S. Bai, V. Koltun and J. Z. Kolter, "Stabilizing equilibrium models by Jacobian regularization", ICML 2021.
+        They hold :math:`z^*` fixed: pass ``z.detach()`` for that.
     """
 
     def __init__(self, num_probes: int = 1) -> None:
@@ -100,7 +100,7 @@ class JacobianRegularizedLoss(nn.Module):
         loss: called with all arguments, such as ``(prediction, target)``; returns a scalar.
         network: the network being trained, ``"@network_def"`` in a bundle. Its equilibrium layers are known by what
             they have: ``cell``, ``solver`` and ``adjoint``.
-        weight: factor of the penalty, dimensionless, at least 0; Bai et al. take 0.1 to 4.
+        weight: factor of the penalty, dimensionless, at least 0.
         num_probes: see :class:`JacobianLoss`.
 
     Raises:

@@ -160,15 +160,24 @@ def test_weights_changed_after_the_norm_was_removed():
     certificate = certify(cell, x)
     assert certificate.factor == pytest.approx(9.0, rel=1e-4)  # from the weights as they are
     assert not certificate.is_certified
+
+
+def test_prior_that_was_changed_is_measured_anew_and_one_that_lies_is_found_out():
+    torch.manual_seed(0)
+    kspace, _, _, operator = mri()
+    x = (Measurement.of(operator, kspace), random(2, 2, 16, 12).float())
     prior = remove_spectral_norm(ConvexRidgeDenoiser(2, num_layers=1, features=4, threshold=10.0))
     step = ReconstructionCell(prior)
     with torch.no_grad():
         prior.analysis[0].weight.mul_(10)
-        prior.raw_step_size.fill_(5.0)
         step.raw_relaxation.fill_(3.0)
-    kspace, _, _, operator = mri()
-    with pytest.raises(CertificateError, match="0 of its 1 layers are kept normalized"):
-        certify(step, (Measurement.of(operator, kspace), random(2, 2, 16, 12).float()))
+    certificate = certify(step, x)
+    assert prior.certified_lipschitz() > 50
+    assert certificate.is_certified  # the step's weight is divided by the prior's constant
+    assert "0 of its 1 layers are kept normalized" in str(certificate)
+    prior.certified_lipschitz = lambda: 1.0
+    with pytest.raises(CertificateError, match="exceeds the certified factor"):
+        certify(step, x)
 
 
 def test_measurement_of_too_small_a_curvature_is_noticed():

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_int, check_range, check_shape, check_spatial_dims
 from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+from monai_deqkan.networks.layers.operator_norm import conv_norm_bound
 
 __all__ = ["ConvexRidgeDenoiser"]
 
@@ -78,10 +80,29 @@ class ConvexRidgeDenoiser(nn.Module):
         inverse = threshold + math.log(-math.expm1(-threshold))
         self.raw_threshold = nn.Parameter(torch.full((num_layers, features), inverse))
         self.raw_step_size = nn.Parameter(torch.zeros(num_layers))
+        self._memo: tuple[list[Tensor], list[float]] | None = None  # kernels, and their norms
 
+    @torch.jit.unused
     def certified_lipschitz(self) -> float:
-        """Return 1: the Lipschitz constant holds for any weights and image size."""
-        return 1.0
+        r"""Return the Lipschitz constant, for every image size: 1 while the kernels are kept normalized.
+
+        After `remove_spectral_norm` it is computed from the present kernels, as the product of
+        :math:`\max(1, \tau_l \|W_l\|^2 - 1)`; their norms again only when they have changed.
+        """
+        # Nothing can be computed while a graph is traced; the kernels are then those that were normalized.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or all(parametrize.is_parametrized(layer, "weight") for layer in self.analysis):
+            return 1.0
+        steps = (2 * torch.sigmoid(self.raw_step_size.detach())).tolist()
+        norms = self._kernel_norms([torch.as_tensor(layer.weight).detach() for layer in self.analysis])
+        return math.prod(max(1.0, step * norm**2 - 1.0) for step, norm in zip(steps, norms, strict=True))
+
+    @torch.jit.unused
+    def _kernel_norms(self, kernels: list[Tensor]) -> list[float]:
+        # Copies, not the tensors' version counters: assignments through `.data` do not count.
+        if self._memo is None or not all(map(_is_same, self._memo[0], kernels)):
+            self._memo = ([kernel.clone() for kernel in kernels], [float(conv_norm_bound(k)) for k in kernels])
+        return self._memo[1]
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise an image ``(B, channels, *space)``.
@@ -105,3 +126,7 @@ class ConvexRidgeDenoiser(nn.Module):
             response = F.hardtanh(convolve(image.contiguous(memory_format=layout), kernel / threshold, padding=padding))
             image = image - transpose(response, step * threshold * kernel, padding=padding)
         return image.contiguous()
+
+
+def _is_same(known: Tensor, kernel: Tensor) -> bool:
+    return known.dtype == kernel.dtype and known.device == kernel.device and torch.equal(known, kernel)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_deqkan.networks.layers import frozen_weights
+from monai_deqkan.networks.layers import frozen_weights, remove_spectral_norm
 from monai_deqkan.networks.nets import ConvexRidgeDenoiser
 
 
@@ -82,6 +82,27 @@ def test_three_dimensions_and_gradients():
     for name, parameter in net.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_constant_follows_kernels_that_are_no_longer_normalized():
+    torch.manual_seed(0)
+    net = ConvexRidgeDenoiser(2, num_layers=1, features=4, kernel_size=3, threshold=0.3).double()
+    image = torch.randn(1, 2, 8, 8, dtype=torch.float64)
+    before = net(image)
+    remove_spectral_norm(net)
+    assert net.certified_lipschitz() == 1.0
+    assert torch.allclose(net(image), before)
+    with torch.no_grad():
+        net.raw_step_size.fill_(2.0)
+        net.analysis[0].weight.mul_(3)
+    zero = torch.zeros(1, 2, 12, 12, dtype=torch.float64)  # where every response is below its threshold
+    jacobian = torch.autograd.functional.jacobian(net, zero).reshape(288, 288)
+    norm = torch.linalg.matrix_norm(jacobian, 2).item()
+    assert norm > 5
+    assert norm <= net.certified_lipschitz() <= 1.2 * norm
+    with torch.no_grad():
+        net.analysis[0].weight.div_(3)
+    assert net.certified_lipschitz() == 1.0
 
 
 def test_frozen_weights_and_copies_give_the_same():
