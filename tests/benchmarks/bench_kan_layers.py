@@ -1,9 +1,9 @@
 """Compare KAN layers with plain ones, with their floor and with other KAN libraries. Run by hand; it asserts nothing.
 
 The floor is the plain layer that does the same contraction: as many inputs as the KAN layer has features. All layers
-have a cubic spline on 5 intervals and a base term. The layers of one case take turns, so that what else the machine
-does hits all alike; times are medians, on one CPU thread of the process's CPU time, else of the time on the clock.
-Other libraries are compared where they are installed (pykan, inkan, flashkan,
+have a cubic spline on 5 intervals and a base term. The layers of one case take turns of at least 20 ms, so that what
+else the machine does hits all alike; times are medians over the turns, of the process's CPU time where it has one CPU
+thread, else of the time on the clock. Other libraries are compared where they are installed (pykan, inkan, flashkan,
 convkan); "Cox-de Boor, 2 matmuls", "unfused" and "double loop" are plain implementations below of efficient-kan's form,
 of the usual B-spline convolution, and of the loop over edges that published DEQ-KAN code has.
 
@@ -174,10 +174,15 @@ def loop_case() -> dict[str, Case]:
     return {name: (layer, torch.randn(64, 128)) for name, layer in layers.items()}
 
 
-def forward(layer: nn.Module, x: Tensor) -> None:
-    """Run inference."""
+def inference(layer: nn.Module, x: Tensor) -> None:
+    """Run the layer without a record for gradients."""
     with torch.no_grad():
         layer(x)
+
+
+def forward(layer: nn.Module, x: Tensor) -> None:
+    """Run the first half of a training step."""
+    layer(x)
 
 
 def forward_backward(layer: nn.Module, x: Tensor) -> None:
@@ -188,20 +193,24 @@ def forward_backward(layer: nn.Module, x: Tensor) -> None:
 
 
 def milliseconds(step: Step, case: Case) -> float:
-    """Time one call."""
+    """Time one turn; return the mean of its calls."""
     on_gpu = case[1].is_cuda
     clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
     if on_gpu:
         torch.cuda.synchronize()
-    start = clock()
-    step(*case)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return 1e3 * (clock() - start)
+    start, calls = clock(), 0
+    while calls == 0 or clock() - start < 0.02:
+        step(*case)
+        calls += 1
+        if on_gpu:
+            torch.cuda.synchronize()
+    return 1e3 * (clock() - start) / calls
 
 
 def peak_mib(step: Step, case: Case) -> float:
     """Return the peak of newly allocated memory in one call."""
+    case[0].zero_grad()
+    case[1].grad = None
     gc.collect()
     if case[1].is_cuda:
         torch.cuda.synchronize()
@@ -226,19 +235,23 @@ def compare(title: str, kinds: dict[str, Case], device: str, repeats: int) -> No
     ours = next(name for name in kinds if name.startswith("KAN"))
     middle: dict[str, list[float]] = {name: [] for name in kinds}
     cells: dict[str, list[str]] = {name: [] for name in kinds}
-    for step in (forward, forward_backward):
+    for step in (inference, forward, forward_backward):
         times: dict[str, list[float]] = {name: [] for name in kinds}
         for case in kinds.values():
             step(*case)
             step(*case)
+        gc.collect()
+        gc.disable()
         for _ in range(repeats):
             for name, case in kinds.items():
                 times[name].append(milliseconds(step, case))
+        gc.enable()
         for name, values in times.items():
             middle[name].append(statistics.median(values))
             cells[name].append(f"{middle[name][-1]:.2f} ({min(values):.2f}-{max(values):.2f})")
     print(f"\n### {title}\n")
-    print(f"| layer | forward, ms | both, ms | x floor | x {ours} | peak MiB, both |\n|---|---|---|---|---|---|")
+    print(f"| layer | inference, ms | forward, ms | both, ms | x floor | x {ours} | peak MiB, both |")
+    print("|---|---|---|---|---|---|---|")
     for name, case in kinds.items():
         ratios = [
             " / ".join(f"{mine / other:.2f}" for mine, other in zip(middle[name], middle[rival], strict=True))
