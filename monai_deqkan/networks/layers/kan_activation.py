@@ -18,7 +18,7 @@ from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import Basis, BasisSpec, blocks
 from monai_deqkan.networks.layers.bspline import BSplineBasis
 from monai_deqkan.networks.layers.kan_conv import KANConv1d
-from monai_deqkan.networks.layers.kan_layer import FeatureMap
+from monai_deqkan.networks.layers.kan_features import FeatureMap
 
 __all__ = ["KANActivation"]
 
@@ -109,9 +109,8 @@ class _PieceSums(_Sums):
     def grad_coefficients(self, total: Tensor) -> Tensor:
         table = _pieces(self.basis).to(total)
         total = total.view(len(total), -1, len(table))
-        total[2:, :, 0] = total[2:, :, -1] = (
-            0.0  # straight: the high powers of far points, maybe infinite, do not count
-        )
+        # The outer pieces are straight: the high powers of far points, maybe infinite, do not count.
+        total[2:, :, 0] = total[2:, :, -1] = 0.0
         return torch.einsum("pnk,ncp->ck", table, total)
 
     def _locate(self, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

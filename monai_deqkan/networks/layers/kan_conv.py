@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_int
 from monai_deqkan.networks.layers.basis import Basis, BasisSpec, build_basis
-from monai_deqkan.networks.layers.kan_layer import Contraction, KANLayer
+from monai_deqkan.networks.layers.kan_features import Contraction
+from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]
 

@@ -1,165 +1,20 @@
-"""What all KAN layers share: features, one packed weight, initialization, and a gradient that recomputes features."""
+"""What all KAN layers share: one packed weight, its initialization, an exchangeable basis, and an input map."""
 
 # No postponed annotations here: torch.jit.script cannot read them on methods that it leaves out.
 
-import functools
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function
 
 from monai_deqkan._checks import check_choice, check_finite, check_shape
-from monai_deqkan.networks.layers.basis import Basis
+from monai_deqkan.networks.layers.basis import Basis, needs_float32
+from monai_deqkan.networks.layers.kan_features import Contraction, FeatureMap, contract_features
+from monai_deqkan.networks.layers.kan_variance import variance_draw
 
-__all__ = ["Contraction", "FeatureMap", "KANLayer"]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """What a layer computes from its input before it contracts: the base term if there is one, then the basis.
-
-    Args:
-        basis: the functions.
-        has_base: whether feature 0 is SiLU.
-        offsets: one number per basis function that is subtracted from it, or nothing.
-        scale: what the basis sees is ``scale * x + shift``; shape ``(G, C)`` for ``G`` groups, ``None`` for 1.
-        shift: likewise, ``None`` for 0; both or none.
-    """
-
-    basis: Basis
-    has_base: bool
-    offsets: tuple[float, ...] = ()
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-
-    def fill(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the features of ``x`` ``(N, C, *)`` as ``(N, F, C, *)`` in ``dtype``, outside of autograd."""
-        base = int(self.has_base)
-        features = x.new_empty((x.shape[0], base + self.basis.num_basis, *x.shape[1:]), dtype=dtype)
-        if base:
-            features[:, 0].copy_(F.silu(x))
-        self.basis.fill(_flat(self.mapped(x)), features[:, base:].flatten(2))
-        for k, offset in enumerate(self.offsets):
-            if offset != 0.0:
-                features[:, base + k].sub_(offset)
-        return features
-
-    def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Turn the gradient with respect to the features into the one with respect to ``x``."""
-        base = int(self.has_base)
-        result = self.basis.pull_back(_flat(self.mapped(x)), grad[:, base:].flatten(2)).view(x.shape)
-        if self.scale is not None:
-            result = _per_channel(result, self.scale)
-        if base:
-            result += torch.ops.aten.silu_backward(grad[:, 0].to(x.dtype), x)
-        return result
-
-    def plain(self, x: Tensor) -> Tensor:
-        """Return the features by differentiable operations."""
-        values = self.basis.values(self.mapped(x), dim=1).to(x.dtype)
-        if self.offsets:
-            shape = (1, -1, *[1] * (x.dim() - 1))
-            values = values - torch.tensor(self.offsets, dtype=x.dtype, device=x.device).view(shape)
-        return torch.cat((F.silu(x).unsqueeze(1), values), dim=1) if self.has_base else values
-
-    def mapped(self, x: Tensor) -> Tensor:
-        """Return what the basis sees; for half precision in float32."""
-        return x if self.scale is None else _per_channel(x, self.scale, self.shift)
-
-
-def _per_channel(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Map ``x`` ``(B * G, C, *)`` by numbers of shape ``(G, C)``."""
-    groups = scale.shape[0]
-    shape = (*scale.shape, *[1] * (x.dim() - 2))
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    y = wide.unflatten(0, (x.shape[0] // groups, groups)) * scale.to(wide.dtype).view(shape)
-    if shift is not None:
-        y = y + shift.to(wide.dtype).view(shape)
-    return y.flatten(0, 1)
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.contiguous().view(x.shape[0], math.prod(x.shape[1:]))
-
-
-class Contraction(ABC):
-    """The linear map from features ``(N, F, C, *)`` to the output, with the packed weight; immutable."""
-
-    @abstractmethod
-    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Contract."""
-
-    @abstractmethod
-    def grad_weight(self, features: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-        """Return the gradient with respect to ``weight``; its values are not used."""
-
-    @abstractmethod
-    def grad_features(self, shape: torch.Size, weight: Tensor, grad: Tensor) -> Tensor:
-        """Return the gradient with respect to features of the given shape."""
-
-    @abstractmethod
-    def grad_bias(self, grad: Tensor) -> Tensor:
-        """Return the gradient with respect to the bias."""
-
-
-class _Recomputed(torch.autograd.Function):
-    """Features and contraction as one node that keeps the input, not the features: an F-th of the memory."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        features: FeatureMap,
-        contraction: Contraction,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.parts = features, contraction, dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return contraction.forward(features.fill(x, dtype), weight.to(dtype), _cast(bias, dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, weight, bias = ctx.saved_tensors
-        features, contraction, dtype = ctx.parts
-        needs = ctx.needs_input_grad[:3]
-        result: list[Tensor | None] = [None, None, None]
-        with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():  # somebody will differentiate this gradient
-                plain = contraction.forward(features.plain(x).to(dtype), weight.to(dtype), _cast(bias, dtype))
-                wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
-                found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
-                return (*(next(found) if need else None for need in needs), None, None, None)
-            grad = grad.to(dtype)
-            shape = torch.Size((x.shape[0], features.basis.num_basis + int(features.has_base), *x.shape[1:]))
-            if needs[1]:
-                result[1] = contraction.grad_weight(features.fill(x, dtype), weight.to(dtype), grad).to(weight.dtype)
-            if needs[0]:
-                result[0] = features.pull_back(x, contraction.grad_features(shape, weight.to(dtype), grad)).to(x.dtype)
-            if needs[2]:
-                result[2] = contraction.grad_bias(grad).to(bias.dtype)
-        return (*result, None, None, None)
-
-
-def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if bias is None else bias.to(dtype)
-
-
-def _recomputed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, features: FeatureMap, contraction: Contraction, dtype: torch.dtype
-) -> Tensor:
-    """Apply the node; a tensor subclass such as MONAI's MetaTensor keeps its class and metadata."""
-    if has_torch_function((x, weight)):
-        return handle_torch_function(_recomputed, (x, weight), x, weight, bias, features, contraction, dtype)
-    return _Recomputed.apply(x, weight, bias, features, contraction, dtype)
+__all__ = ["KANLayer"]
 
 
 class KANLayer(nn.Module):
@@ -248,7 +103,7 @@ class KANLayer(nn.Module):
             1.14 / 0.84, ``"gaussian"`` 0.90 / 1.37 and 0.82 / 0.96, ``"mexican_hat"`` 0.93 / 0.95 and 0.84 / 1.13.
             Steeper bases scatter more about 1.
         """
-        draw = _variance_draw(self.basis, self.has_base)
+        draw = variance_draw(self.basis, self.has_base)
         unit = 1.0 / math.sqrt(self._unpacked()[0, 0].numel())
         if self.init == "zero_spline":
             self.coefficients.zero_()
@@ -423,7 +278,7 @@ class KANLayer(nn.Module):
         scale, shift = self.input_scale, self.input_shift
         if scale is None or shift is None:
             return x
-        if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        if needs_float32(x):
             x = x.float()
         shape = [1, -1] + [1] * (x.dim() - 2)
         return x * scale.to(x.dtype).reshape(shape) + shift.to(x.dtype).reshape(shape)
@@ -445,7 +300,7 @@ class KANLayer(nn.Module):
         self, x: Tensor, bias: Tensor | None, contraction: Contraction, offsets: tuple[float, ...] = ()
     ) -> Tensor:
         """Compute the layer with features that are not kept for the gradient."""
-        return _recomputed(x, self.weight, bias, self._feature_map(offsets), contraction, self._output_dtype(x))
+        return contract_features(x, self.weight, bias, self._feature_map(offsets), contraction, self._output_dtype(x))
 
     def _output_dtype(self, x: Tensor) -> torch.dtype:
         dtype = self.weight.dtype
@@ -457,72 +312,3 @@ class KANLayer(nn.Module):
                 f"The input must have the weight's dtype {dtype}; got {x.dtype}. Convert one, or use autocast."
             )
         return dtype
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What ``"variance"`` draws from, for one input.
-
-    Args:
-        base: standard deviation of the base weight.
-        base_alone: the same where there is only a base term.
-        coefficients: symmetric matrix ``(K, K)`` that independent normal numbers are multiplied by.
-    """
-
-    base: float
-    base_alone: float
-    coefficients: Tensor
-
-
-@functools.lru_cache(maxsize=64)
-def _variance_draw(basis: Basis, has_base: bool) -> _Draw:
-    """Choose shares and covariance that keep the mean squares of outputs and gradients, see `reset_parameters`."""
-    x = torch.linspace(-6.0, 6.0, 1201, dtype=torch.float64, device="cpu")
-    density = torch.exp(-0.5 * x**2)
-    density /= density.sum()
-    sigmoid = torch.sigmoid(x)
-    base = float((F.silu(x) ** 2 * density).sum())
-    steepness = float(((sigmoid * (1 + x * (1 - sigmoid))) ** 2 * density).sum()) / base
-    gram, slopes = _second_moments(basis, x, density)
-    roughness = float(slopes.trace() / gram.trace())
-    share, target = 1.0, 1.0
-    if has_base and roughness < 1.0:
-        share = (steepness - 1.0) / (steepness - roughness)
-    elif has_base:
-        share, target = 0.5, 2.0 - steepness
-    root = torch.eye(basis.num_basis, dtype=torch.float64, device="cpu")
-    if roughness > target:
-        root = _damped(slopes, gram, slopes, target)
-    elif not has_base:
-        root = _damped(gram, gram, slopes, target)
-    power = float((root @ gram @ root).trace())
-    return _Draw(math.sqrt((1.0 - share) / base), math.sqrt(1.0 / base), root * math.sqrt(share / power))
-
-
-def _second_moments(basis: Basis, x: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E[B_k B_l] and E[B_k' B_l'] for N(0, 1) or, where these are too small, uniformly on the grid."""
-    grid = torch.linspace(*basis.grid_range, 1201, dtype=torch.float64, device="cpu")
-    on_grid = basis.values(grid)
-    values = basis.values(x)
-    if float((values**2 * density).sum()) <= 0.05 * float((on_grid**2).sum(0).mean()):
-        x, values, density = grid, on_grid, torch.full_like(grid, 1.0 / len(grid))
-    slopes = basis.derivative(x)
-    return (values * density) @ values.t(), (slopes * density) @ slopes.t()
-
-
-def _damped(matrix: Tensor, gram: Tensor, slopes: Tensor, target: float) -> Tensor:
-    """Return (1 + lambda A)^(-1/2) whose functions have the target ratio of E[f'^2] to E[f^2], or the nearest.
-
-    The matrix A is E[B_k' B_l'] where that ratio has to fall, E[B_k B_l] where it has to rise.
-    """
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=0.0)
-    upper, lower = ((vectors.t() @ moments @ vectors).diagonal() for moments in (slopes, gram))
-    wanted = float(upper.sum() / lower.sum()) > target
-    low, high = -40.0, 40.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        shrink = 1.0 / (1.0 + math.exp(middle) * values)
-        go_on = (float((upper * shrink).sum() / (lower * shrink).sum()) > target) == wanted
-        low, high = (middle, high) if go_on else (low, middle)
-    return (vectors * (1.0 / (1.0 + math.exp(high) * values)).sqrt()) @ vectors.t()

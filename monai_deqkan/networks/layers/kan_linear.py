@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import BasisSpec, build_basis
-from monai_deqkan.networks.layers.kan_layer import Contraction, KANLayer
+from monai_deqkan.networks.layers.kan_features import Contraction
+from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = ["KANLinear"]
 

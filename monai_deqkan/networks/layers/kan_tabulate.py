@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int
-from monai_deqkan.networks.layers.basis import Basis
+from monai_deqkan.networks.layers.basis import Basis, needs_float32
 from monai_deqkan.networks.layers.harmonic_basis import FourierBasis
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
@@ -148,7 +148,7 @@ def _num_margins(basis: Basis) -> int:
 
 def _locate(x: Tensor, num_points: int, first_point: float, step: float, period: float) -> tuple[Tensor, Tensor]:
     """Return the interval of each element, and its place there: in [0, 1] on the table, beyond these outside of it."""
-    wide = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+    wide = x.float() if needs_float32(x) else x
     place = (wide - first_point) / step
     if period > 0.0:
         place = torch.remainder(place, period / step)
