@@ -77,7 +77,8 @@ def flat(name: str, kind: Callable[..., nn.Module], shape: tuple[int, ...], act:
 
 
 SMALL = {"channels": (4, 8, 8), "strides": (2, 2)}
-HEAD = {"channels": (4, 8), "strides": (2, 2), "num_res_units": 1}
+HALVES = {"channels": (4, 8), "strides": (2, 2)}
+HEAD = {"num_res_units": 1, **HALVES}
 DIFFUSION = {"channels": (8, 8), "attention_levels": (False, True), "num_res_blocks": 1, "norm_num_groups": 4}
 STEP = torch.tensor([3, 7])
 BASIC = {"features": (4, 4, 8, 8, 8, 4)}
@@ -93,9 +94,34 @@ def complex_unet(act: Any = ("LeakyReLU", {"negative_slope": 0.1, "inplace": Tru
 def dints(act_name: Any = "RELU") -> nn.Module:
     """Return the network that a fixed path through the space of DiNTS gives."""
     space = nets.TopologyInstance(
-        channel_mul=0.125, num_blocks=4, num_depths=2, spatial_dims=2, act_name=act_name, arch_code=None
+        channel_mul=0.125, num_blocks=4, num_depths=2, spatial_dims=2, act_name=act_name, use_downsample=True
     )
-    return nets.DiNTS(space, in_channels=1, num_classes=2, spatial_dims=2, use_downsample=False, act_name=act_name)
+    return nets.DiNTS(space, in_channels=1, num_classes=2, spatial_dims=2, use_downsample=True, act_name=act_name)
+
+
+def awake(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Return a builder of networks whose output is not zero, as it is at the start: nothing would get a gradient."""
+
+    def build(**words: Any) -> nn.Module:
+        network = kind(**words)
+        for parameter in network.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        return network
+
+    return build
+
+
+def mean_only(z_mu: Tensor, z_sigma: Tensor) -> Tensor:
+    """Return the mean: noise is drawn in the order of the memory, which is another one for KAN layers."""
+    return z_mu
+
+
+def autoencoder_kl(**words: Any) -> nn.Module:
+    """Return MONAI's autoencoder without the noise on its latent image."""
+    network = nets.AutoencoderKL(**words)
+    network.sampling = mean_only  # type: ignore[method-assign]
+    return network
 
 
 def multiple_instances() -> nn.Module:
@@ -158,26 +184,29 @@ CASES: list[Case] = [
     Case("AHNet", 2, nets.AHNet, {
         "spatial_dims": 2, "layers": (1, 1, 1, 1), "psp_block_num": 1, "upsample_mode": "nearest"
     }, ((2, 1, 32, 32),), grid=FEWEST),
-    Case("DAF3D", 3, nets.DAF3D, {"in_channels": 1, "out_channels": 2}, ((1, 1, 32, 32, 32),), grid=FEWEST),
-    flat("QuickNAT", nets.Quicknat, (2, 1, 32, 32), "act", num_classes=2, num_filters=4, se_block=None),
-    Case("HoVerNet", 2, nets.HoVerNet, {}, ((1, 3, 256, 256),), "act", grid=FEWEST),
+    flat("QuickNAT", nets.Quicknat, (2, 1, 32, 32), None, num_classes=2, num_filters=4, se_block=None),  # no use of act
     Case("DiNTS", 2, dints, {}, ((2, 1, 32, 32),), "act_name"),
     flat("ComplexUnet", complex_unet, (1, 1, 32, 32, 2), "act"),
-    *spatial("AutoEncoder", nets.AutoEncoder, 16, out_channels=1, **SMALL),
+    *spatial("AutoEncoder", nets.AutoEncoder, 16, out_channels=1, **HALVES),
     Case("VarAutoEncoder", 2, nets.VarAutoEncoder, {
-        "spatial_dims": 2, "in_shape": (1, 16, 16), "out_channels": 1, "latent_size": 4, **SMALL
+        "spatial_dims": 2, "in_shape": (1, 16, 16), "out_channels": 1, "latent_size": 4, **HALVES
     }, ((2, 1, 16, 16),), "act"),
-    *spatial("AutoencoderKL", nets.AutoencoderKL, 16, None, latent_channels=2, **DIFFUSION),
+    *spatial("AutoencoderKL", autoencoder_kl, 16, None, latent_channels=2, **DIFFUSION),
     *spatial("VQVAE", nets.VQVAE, 16, out_channels=1, channels=(4, 8), num_res_layers=1, num_res_channels=(4, 8),
              downsample_parameters=((2, 4, 1, 1),) * 2, upsample_parameters=((2, 4, 1, 1, 0),) * 2, embedding_dim=4),
-    Case("DiffusionModelUNet", 2, nets.DiffusionModelUNet, {
+    Case("DiffusionModelUNet", 2, awake(nets.DiffusionModelUNet), {
         "spatial_dims": 2, "in_channels": 1, "out_channels": 1, "num_head_channels": 4, **DIFFUSION
     }, ((2, 1, 16, 16),), None, (STEP,)),
-    Case("DiffusionModelUNet", 3, nets.DiffusionModelUNet, {
+    Case("DiffusionModelUNet", 3, awake(nets.DiffusionModelUNet), {
         "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "num_head_channels": 4, **DIFFUSION
     }, ((2, 1, 8, 8, 8),), None, (STEP,)),
-    *spatial("ResNet", nets.ResNet, 32, n_input_channels=1, block="basic", layers=[1, 1, 1, 1],
-             block_inplanes=[4, 8, 8, 8], num_classes=2),
+    *(
+        Case("ResNet", dims, nets.ResNet, {
+            "block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 8, 8], "spatial_dims": dims,
+            "n_input_channels": 1, "num_classes": 2,
+        }, ((2, 1, *[32] * dims),), "act")
+        for dims in (2, 3)
+    ),
     *spatial("DenseNet", nets.DenseNet, 32, out_channels=2, init_features=4, growth_rate=4, block_config=(2, 2)),
     *spatial("SENet", nets.SENet, 32, None, block="se_resnet_bottleneck", layers=[1, 1, 1, 1], groups=1,
              reduction=16, inplanes=8, num_classes=2)[:1],
@@ -200,7 +229,7 @@ CASES: list[Case] = [
     Case("MILModel", 2, multiple_instances, {}, ((1, 2, 3, 64, 64),), grid=FEWEST),
     *spatial("LocalNet", nets.LocalNet, 16, None, in_channels=2, num_channel_initial=4, extract_levels=(0, 1)),
     *spatial("RegUNet", nets.RegUNet, 16, None, in_channels=2, num_channel_initial=4, depth=2),
-    Case("GlobalNet", 2, nets.GlobalNet, {
+    Case("GlobalNet", 2, awake(nets.GlobalNet), {
         "image_size": [16, 16], "spatial_dims": 2, "in_channels": 2, "num_channel_initial": 4, "depth": 2
     }, ((2, 2, 16, 16),)),
     Case("VoxelMorph", 2, voxel_morph, {}, ((1, 1, 16, 16), (1, 1, 16, 16))),
@@ -226,6 +255,19 @@ def tensors(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else []
     return [tensor for part in parts for tensor in tensors(part)]
+
+
+def settled(network: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+    """Give batch normalizations the statistics that training would have left, so that no signal dies out."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        evaluate(network.train(), inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
 
 
 def evaluate(network: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -304,7 +346,8 @@ def with_kan_activations(case: Case) -> bool | None:
 def examine(case: Case, quick: bool = False) -> Result:
     """Try everything on one network; ``quick`` leaves script and export out."""
     result, started = Result(case), time.perf_counter()
-    original, inputs = case.build().eval(), case.inputs()
+    inputs = case.inputs()
+    original = settled(case.build(), inputs)
     facts, record = result.facts, list[KANReplacement]()
     with attempt(result, "to_kan"):
         network = to_kan(original, record=record, **case.grid)
