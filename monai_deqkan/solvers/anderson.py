@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from monai_deqkan._checks import check_range
 from monai_deqkan.solvers.base import SOLVERS
-from monai_deqkan.solvers.secant import SecantSolver, SecantState, inner_products
+from monai_deqkan.solvers.products import inner_products
+from monai_deqkan.solvers.secant import SecantSolver, SecantState
 
-__all__ = ["AndersonSolver", "anderson_weights"]
+__all__ = ["AndersonSolver", "anderson_weights", "finite_or_zero", "with_newest_products"]
 
 
 @SOLVERS.register("anderson")
@@ -53,26 +54,45 @@ class AndersonSolver(SecantSolver):
 
     def no_products(self, z: Tensor) -> Tensor:
         """Return the Gram matrix of an empty history."""
-        return z.new_zeros(len(z), self.history_size, self.history_size, dtype=torch.float64)
+        return z.new_zeros(len(z), self.history_size + 1, self.history_size + 1, dtype=torch.float64)
 
-    def weights(self, state: SecantState, slot: int, g: Tensor) -> tuple[Tensor, SecantState]:
+    def weights(self, state: SecantState, newest: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the weights of the smallest combined residual."""
-        return anderson_weights(state, slot, g, self.regularization)
+        gram = with_newest_products(state, newest, count)
+        return anderson_weights(gram[:, :count, :count], newest, self.regularization), gram
 
 
-def anderson_weights(state: SecantState, slot: int, g: Tensor, regularization: float) -> tuple[Tensor, SecantState]:
-    """Solve the normal equations, scaled to a unit diagonal so that the regularization is relative."""
-    row, along_g = inner_products(state.delta_g, state.delta_g[:, slot], g).unbind(2)
+def with_newest_products(state: SecantState, newest: int, count: int) -> Tensor:
+    """Return the Gram matrix of the residuals' history with its two new rows."""
     gram = state.products.clone()
-    gram[:, slot] = row
-    gram[:, :, slot] = row
+    older = (newest - 1) % gram.shape[1]
+    pair = slice(older, newest + 1) if older < newest else slice(0, None, older)  # without a copy
+    found = inner_products(state.g[:, pair], state.g[:, :count])
+    gram[:, pair, :count] = found
+    gram[:, :count, pair] = found.mT
+    return gram
+
+
+def anderson_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
+    r"""Solve the normal equations, scaled to a unit diagonal so that the regularization is relative.
+
+    Args:
+        gram: inner products of the differences and of the newest residual, float64 ``(B, m, m)``; zero where empty.
+        newest: row of the newest residual.
+        regularization: :math:`\lambda`.
+    """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     used = diagonal > 0
-    scale = torch.where(used, diagonal, torch.ones_like(diagonal)).rsqrt()
+    used[:, newest] = False
+    # Rows without a difference become those of the identity, and get the weight zero.
+    scale = diagonal.where(used, 1.0).rsqrt().where(used, 0.0)
     matrix = gram * scale[:, :, None] * scale[:, None, :]
-    # Empty rows are zero: a one on their diagonal gives them weight zero.
-    matrix = matrix + torch.diag_embed(torch.where(used, regularization, 1.0).to(matrix.dtype))
-    solution, info = torch.linalg.solve_ex(matrix, (along_g * scale)[:, :, None])
-    gamma = solution[:, :, 0] * scale
-    usable = (info == 0)[:, None] & torch.isfinite(gamma).all(dim=1, keepdim=True)
-    return torch.where(usable, gamma, torch.zeros_like(gamma)), replace(state, products=gram)
+    matrix.diagonal(dim1=-2, dim2=-1).fill_(1.0 + regularization)
+    solution, info = torch.linalg.solve_ex(matrix, (gram[:, newest] * scale)[:, :, None])
+    return finite_or_zero(solution[:, :, 0] * scale, info)
+
+
+def finite_or_zero(gamma: Tensor, info: Tensor) -> Tensor:
+    """Return weights ``(B, m)``, zero for samples whose system could not be solved."""
+    usable = (info == 0) & gamma.isfinite().all(dim=1)
+    return gamma if bool(usable.all()) else gamma.where(usable[:, None], 0.0)

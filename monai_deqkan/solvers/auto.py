@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from monai_deqkan._checks import check_int, check_range
-from monai_deqkan.solvers.anderson import anderson_weights
+from monai_deqkan.solvers.anderson import anderson_weights, with_newest_products
 from monai_deqkan.solvers.base import SOLVERS, SolverState
 from monai_deqkan.solvers.broyden import broyden_weights, halved_step
-from monai_deqkan.solvers.secant import SecantSolver, SecantState, inner_products
+from monai_deqkan.solvers.products import inner_products
+from monai_deqkan.solvers.secant import SecantSolver, SecantState
 
 __all__ = ["AutoSolver"]
 
@@ -29,7 +30,8 @@ class _Secant(SecantState):
 class _AutoState(SolverState):
     step: int  # number of steps done
     z: Tensor  # (B, N) previous iterate
-    norm: Tensor  # (B,) float64 residual norm when it was last taken
+    norm: Tensor  # (B,) float64 size of the newest residual
+    before: Tensor  # (B,) float64 size of the one before
     looked: Tensor  # (B,) int64 step at which an accelerated sample's progress was last judged
     reached: Tensor  # (B,) float64 best norm then
     secant: _Secant | None = None  # made when the first sample needs more than plain iteration
@@ -82,40 +84,55 @@ class AutoSolver(SecantSolver):
     def init(self, z: Tensor) -> Any:
         """Return a state without history."""
         norm = torch.full((len(z),), float("inf"), dtype=torch.float64, device=z.device)
-        return _AutoState(0, z, norm, torch.zeros_like(norm, dtype=torch.int64), norm)
+        return _AutoState(0, z, norm, norm, torch.zeros_like(norm, dtype=torch.int64), norm)
+
+    def note_residual(self, state: Any, residual: Tensor) -> Any:
+        """Keep the residual's size for the choice."""
+        return replace(state, norm=residual, before=state.norm)
 
     def step(self, state: Any, z: Tensor, fz: Tensor) -> tuple[Tensor, Any]:
         """Return each sample's next iterate by its own method."""
-        step, secant, slow, previous = state.step + 1, state.secant, None, state.z
-        look = (step - 2) % self.check_every == 0
-        if look or (step - 1) % self.check_every == 0:
-            norm = torch.linalg.vector_norm((fz - z).detach(), dim=1, dtype=torch.float64)
-            slow = ~(norm <= self.fast_factor * state.norm) if look else None
-            state = replace(state, norm=norm)
+        step, secant, previous = state.step + 1, state.secant, state.z
         state = replace(state, step=step, z=z)
-        if slow is not None and bool(slow.any()):
-            secant = self._started(previous, z) if secant is None else secant
-            begins = slow & (secant.method == _PLAIN)
-            secant = replace(secant, method=torch.where(begins, _ANDERSON, secant.method))
-            state = replace(
-                state,
-                looked=torch.where(begins, step, state.looked),
-                reached=torch.where(begins, state.norm, state.reached),
-            )
+        if (step - 2) % self.check_every == 0:
+            slow = ~(state.norm <= self.fast_factor * state.before)
+            if bool(slow.any()):
+                begins = slow if secant is None else slow & (secant.method == _PLAIN)
+                secant = self._with_started(state, previous, begins)
+                state = replace(
+                    state,
+                    looked=torch.where(begins, step, state.looked),
+                    reached=torch.where(begins, state.norm, state.reached),
+                )
         if secant is None:
             return fz, state
-        z_next, secant = super().step(secant, z, fz)
-        z_next = torch.where((secant.method == _PLAIN)[:, None], fz, z_next)
+        z_next, stepped = super().step(replace(secant, norm=state.norm), z, fz)
+        secant = cast(_Secant, stepped)
+        plain = secant.method == _PLAIN
+        if bool(plain.any()):
+            z_next = torch.where(plain[:, None], fz, z_next)
         return z_next, self._judged(replace(state, secant=secant))
 
-    def _started(self, previous: Tensor, z: Tensor) -> _Secant:
-        """Return a history that holds the evaluation before the present one: so far ``z = f(previous)``."""
-        g = z - previous
-        norm = torch.linalg.vector_norm(g.detach(), dim=1, dtype=torch.float64)
-        empty = super().init(z)
-        values = {field.name: getattr(empty, field.name) for field in fields(empty)}
-        values.update(step=1, f=z, g=g, best_f=z, best_g=g, best_norm=norm)
-        return _Secant(**values, method=torch.full_like(norm, _PLAIN, dtype=torch.int64))
+    def _with_started(self, state: _AutoState, previous: Tensor, begins: Tensor) -> _Secant:
+        """Return the history, for samples that begin to use it with nothing but the evaluation before the present one.
+
+        So far ``z = f(previous)``. Batch mates may have begun before; a sample's own history does not depend on that.
+        """
+        empty = super().init(previous)
+        newest = (state.step - 2) % (self.history_size + 1)
+        fresh = _Secant(
+            step=state.step - 1,
+            f=torch.zeros_like(empty.f).select_scatter(state.z, 1, newest),
+            g=torch.zeros_like(empty.g).select_scatter(state.z - previous, 1, newest),
+            products=empty.products,
+            norm=state.before,
+            best_z=previous,
+            best_f=state.z,
+            best_norm=state.before,
+            damping=empty.damping,
+            method=torch.where(begins, _ANDERSON, _PLAIN),
+        )
+        return fresh if state.secant is None else _merged(begins, fresh, state.secant)
 
     def _judged(self, state: _AutoState) -> _AutoState:
         """Hand samples over to Broyden's method whose best residual has not halved for long."""
@@ -133,20 +150,20 @@ class AutoSolver(SecantSolver):
 
     def no_products(self, z: Tensor) -> Tensor:
         """Return the Gram matrix of an empty history."""
-        return z.new_zeros(len(z), self.history_size, self.history_size, dtype=torch.float64)
+        return z.new_zeros(len(z), self.history_size + 1, self.history_size + 1, dtype=torch.float64)
 
-    def weights(self, state: SecantState, slot: int, g: Tensor) -> tuple[Tensor, SecantState]:
+    def weights(self, state: SecantState, newest: int, count: int) -> tuple[Tensor, Tensor]:
         """Return Anderson's weights, or Broyden's where a sample has gone over to them."""
-        gamma, state = anderson_weights(state, slot, g, self.regularization)
+        gram = with_newest_products(state, newest, count)
+        gamma = anderson_weights(gram[:, :count, :count], newest, self.regularization)
         broyden = _uses_broyden(state)
         if not bool(broyden.any()):
-            return gamma, state
+            return gamma, gram
         rows = broyden.nonzero()[:, 0]
-        part, residual = state.take(rows), g[rows]
-        delta_z = part.delta_f - part.delta_g
-        found = inner_products(delta_z, *delta_z.unbind(1), *part.delta_g.unbind(1), residual)
-        weights = broyden_weights(found[..., :-1], found[..., -1], slot, part.damping)
-        return gamma.index_copy(0, rows, weights), state
+        y = state.g[rows, :count]
+        s = state.f[rows, :count] - y
+        found = broyden_weights(inner_products(s, s), inner_products(s, y), newest, state.damping[rows])
+        return gamma.index_copy(0, rows, found), gram
 
     def growth_limit(self, state: SecantState) -> Tensor | float:
         """Return how much a residual may grow before a restart."""
@@ -155,6 +172,15 @@ class AutoSolver(SecantSolver):
     def damping_after_restart(self, state: SecantState, restart: Tensor) -> Tensor:
         """Halve the step of samples that restart Broyden's method."""
         return torch.where(restart & _uses_broyden(state), halved_step(state.damping), state.damping)
+
+
+def _merged(chosen: Tensor, new: _Secant, old: _Secant) -> _Secant:
+    """Return ``new`` for some samples ``(B,)`` and ``old`` for the others."""
+    values: dict[str, Any] = {}
+    for name, value in vars(old).items():
+        if isinstance(value, Tensor):
+            values[name] = torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), getattr(new, name), value)
+    return replace(old, **values)
 
 
 def _uses_broyden(state: SecantState) -> Tensor:

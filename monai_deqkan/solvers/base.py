@@ -66,6 +66,13 @@ class FixedPointSolver(_SolverSettings, ABC):
     def init(self, z: Tensor) -> Any:
         """Return the state before the first step from ``z``, shape ``(B, N)``."""
 
+    def note_residual(self, state: Any, residual: Tensor) -> Any:
+        """Return the state after the residual's root mean square ``(B,)`` was measured, just before :meth:`step`.
+
+        The loop has it anyway; a solver that wants it need not measure it again. By default it is not kept.
+        """
+        return state
+
     @abstractmethod
     def step(self, state: Any, z: Tensor, fz: Tensor) -> tuple[Tensor, Any]:
         """Return the next iterate and the next state, given an iterate ``z`` and ``fz = f(z)``, both ``(B, N)``.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from monai_deqkan.solvers.anderson import finite_or_zero
 from monai_deqkan.solvers.base import SOLVERS
-from monai_deqkan.solvers.secant import SecantSolver, SecantState, inner_products
+from monai_deqkan.solvers.products import inner_products
+from monai_deqkan.solvers.secant import SecantSolver, SecantState
 
 __all__ = ["BroydenSolver", "broyden_weights", "halved_step"]
 
@@ -31,8 +33,8 @@ class BroydenSolver(SecantSolver):
     same way is not taken twice. All quantities scale with the state.
 
     Args:
-        history_size: number of pairs kept. Memory is two states for each. On a linear map of ``n`` dimensions the
-            method ends within ``2 n`` steps if all are kept.
+        history_size: number of pairs kept, two states each; memory is touched as it fills. On a linear map of ``n``
+            dimensions the method ends within ``2 n`` steps if all are kept.
         damping: :math:`d`, dimensionless, in ``[0, 1)``.
         restart_growth: a sample whose residual norm exceeds its best one this many times starts anew from the best.
         rtol: see :class:`FixedPointSolver`.
@@ -50,27 +52,31 @@ class BroydenSolver(SecantSolver):
         theirs of the matrix by the Sherman-Morrison-Woodbury formula). No line search; the restart is added.
     """
 
-    history_size: int = 20
+    history_size: int = 40
     restart_growth: float = 1e3
 
     def no_products(self, z: Tensor) -> Tensor:
         """Return the products of an empty history: those of ``S`` with itself, then those with ``Y``."""
-        return z.new_zeros(len(z), self.history_size, 2 * self.history_size, dtype=torch.float64)
+        rows = self.history_size + 1
+        return z.new_zeros(len(z), rows, 2 * rows, dtype=torch.float64)
 
-    def weights(self, state: SecantState, slot: int, g: Tensor) -> tuple[Tensor, SecantState]:
+    def weights(self, state: SecantState, newest: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the weights of the quasi-Newton step."""
-        count = self.history_size
-        s, y = state.delta_f[:, slot] - state.delta_g[:, slot], state.delta_g[:, slot]
+        rows = self.history_size + 1
+        older = (newest - 1) % rows
+        s, y, g = state.f[:, older] - state.g[:, older], state.g[:, older], state.g[:, newest]
         # S = delta_f - delta_g is not stored.
-        with_f, with_g = (inner_products(rows, s, y, g) for rows in (state.delta_f, state.delta_g))
+        vectors = torch.stack((s, y, g), dim=1)
+        with_f, with_g = (inner_products(vectors, history[:, :count]) for history in (state.f, state.g))
         with_s = with_f - with_g
         products = state.products.clone()
-        products[:, slot, :count] = with_s[..., 0]
-        products[:, :, slot] = with_s[..., 0]
-        products[:, slot, count:] = with_g[..., 0]
-        products[:, :, count + slot] = with_s[..., 1]
-        gamma = broyden_weights(products, with_s[..., 2], slot, state.damping)
-        return gamma, replace(state, products=products)
+        products[:, older, :count] = with_s[:, 0]
+        products[:, :count, older] = with_s[:, 0]
+        products[:, older, rows : rows + count] = with_g[:, 0]
+        products[:, :count, rows + older] = with_s[:, 1]
+        products[:, :count, rows + newest] = with_s[:, 2]
+        overlaps, curvatures = (part[:, :count, :count] for part in products.split(rows, dim=2))
+        return broyden_weights(overlaps, curvatures, newest, state.damping), products
 
     def damping_after_restart(self, state: SecantState, restart: Tensor) -> Tensor:
         """Halve the step of the samples that restart."""
@@ -82,27 +88,24 @@ def halved_step(damping: Tensor) -> Tensor:
     return 0.5 * (1.0 + damping)
 
 
-def broyden_weights(products: Tensor, along_g: Tensor, slot: int, damping: Tensor) -> Tensor:
+def broyden_weights(overlaps: Tensor, curvatures: Tensor, newest: int, damping: Tensor) -> Tensor:
     r"""Return :math:`\gamma = -\beta W^{-1} S^T g`, float64 ``(B, m)``.
 
     Args:
-        products: :math:`S^T S` and :math:`S^T Y` side by side, float64 ``(B, m, 2 m)``.
-        along_g: :math:`S^T g`, float64 ``(B, m)``.
-        slot: row of the newest pair; the others follow backwards in time, around the ring.
+        overlaps: :math:`S^T S`, float64 ``(B, m, m)``; zero where empty.
+        curvatures: :math:`S^T Y`, likewise, with :math:`S^T g` in the column ``newest``.
+        newest: row of the newest residual, which is no pair; the pairs follow backwards in time, around the ring.
         damping: :math:`1 - \beta`, float64 ``(B,)``.
     """
-    overlaps, curvatures = products.chunk(2, dim=2)
-    age = (slot - torch.arange(along_g.shape[1], device=along_g.device)) % along_g.shape[1]
+    count = overlaps.shape[1]
+    age = (newest - torch.arange(count, device=overlaps.device)) % count
     beta = 1.0 - damping[:, None, None]
-    lower = age[:, None] < age[None, :]  # the row's pair is later than the column's
-    matrix = overlaps.where(lower, 0.0) - beta * curvatures
-
     diagonal = overlaps.diagonal(dim1=-2, dim2=-1)
-    used = diagonal > 0
-    scale = torch.where(used, diagonal, torch.ones_like(diagonal)).rsqrt()
-    matrix = matrix * scale[:, :, None] * scale[:, None, :]
-    matrix = matrix + torch.diag_embed((~used).to(matrix.dtype))  # empty rows get the weight zero
-    solution, info = torch.linalg.solve_ex(matrix, (along_g * scale)[:, :, None])
-    gamma = -beta[..., 0] * solution[:, :, 0] * scale
-    usable = (info == 0)[:, None] & torch.isfinite(gamma).all(dim=1, keepdim=True)
-    return torch.where(usable, gamma, torch.zeros_like(gamma))
+    used = (diagonal > 0) & (age > 0)
+    # Rows without a pair become those of the identity, and get the weight zero.
+    scale = diagonal.where(used, 1.0).rsqrt().where(used, 0.0)
+    later = age[:, None] < age[None, :]  # the row's pair is later than the column's
+    matrix = (overlaps.where(later, 0.0) - beta * curvatures) * scale[:, :, None] * scale[:, None, :]
+    matrix = matrix + torch.diag_embed((~used).to(matrix.dtype))
+    solution, info = torch.linalg.solve_ex(matrix, (curvatures[:, :, newest] * scale)[:, :, None])
+    return finite_or_zero(-beta[..., 0] * solution[:, :, 0] * scale, info)

@@ -51,7 +51,7 @@ def solve_budget(
         >>> int(recorder.evaluations()) < 20
         True
     """
-    wanted = {"rtol": rtol, "atol": atol, "max_iter": max_iter, "on_failure": on_failure}
+    wanted: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter, "on_failure": on_failure}
     given = {name: value for name, value in wanted.items() if value is not None}
     _Check(**given)
     token = _BUDGET.set({**(_BUDGET.get() or {}), **given})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.solvers.base import LINEAR_SOLVERS, LinearSolver, SolverState
-from monai_deqkan.solvers.secant import inner_products, with_row
+from monai_deqkan.solvers.products import inner_products
 
 __all__ = ["GMRESSolver"]
 
@@ -62,7 +62,7 @@ class GMRESSolver(LinearSolver):
         vectors = x.new_zeros(size, self.history_size + 1, length)
         hessenberg = x.new_zeros(size, self.history_size + 1, self.history_size, dtype=torch.float64)
         direction, norm = _normalized(residual)
-        return _GMRESState(x, residual, x, residual, norm, with_row(vectors, 0, direction), hessenberg, 0)
+        return _GMRESState(x, residual, x, residual, norm, _with_row(vectors, 0, direction), hessenberg, 0)
 
     def step(self, A: Callable[[Tensor], Tensor], state: _GMRESState) -> _GMRESState:
         """Extend the Krylov space by one direction and minimize the residual over it."""
@@ -71,11 +71,11 @@ class GMRESSolver(LinearSolver):
         basis = state.vectors[:, : k + 1]
         column = state.norm.new_zeros(len(image), k + 1)
         for _ in range(2):  # once is not enough against rounding
-            overlap = inner_products(basis, image)[..., 0]
+            overlap = inner_products(image[:, None], basis)[:, 0]
             image = image - (overlap.to(image.dtype)[:, None] @ basis)[:, 0]
             column = column + overlap
         direction, height = _normalized(image)
-        vectors = with_row(state.vectors, k + 1, direction)
+        vectors = _with_row(state.vectors, k + 1, direction)
         hessenberg = state.hessenberg.clone()
         hessenberg[:, : k + 1, k] = column
         hessenberg[:, k + 1, k] = height
@@ -95,6 +95,14 @@ def _normalized(rows: Tensor) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     unit = rows.double() / torch.where(norm > 0, norm, torch.ones_like(norm))[:, None]
     return unit.to(rows.dtype), norm
+
+
+def _with_row(vectors: Tensor, row: int, new: Tensor) -> Tensor:
+    """Return the vectors with one set: in place if nothing needs the gradient of what they were."""
+    if torch.is_grad_enabled():
+        return vectors.select_scatter(new, 1, row)
+    vectors[:, row] = new
+    return vectors
 
 
 def _least_squares(matrix: Tensor, norm: Tensor) -> Tensor:

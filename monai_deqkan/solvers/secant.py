@@ -11,36 +11,36 @@ from torch import Tensor
 from monai_deqkan._checks import check_int, check_range
 from monai_deqkan.solvers.base import FixedPointSolver, SolverState
 
-__all__ = ["SecantSolver", "SecantState", "inner_products", "with_row"]
-
-_LONG, _CHUNK = 1 << 14, 256  # of sums in float32: see inner_products
+__all__ = ["SecantSolver", "SecantState"]
 
 
 @dataclass(frozen=True)
 class SecantState(SolverState):
     """What a secant method remembers.
 
+    The newest ``f(z)`` and residual stand in the history themselves, where the next step turns them into differences in
+    place: no vector of the state's size is copied or held twice.
+
     Attributes:
-        step: number of steps done.
-        delta_f: differences of successive ``f(z)``, shape ``(B, m, N)``, in a ring; zero where empty.
-        delta_g: differences of successive residuals ``g = f(z) - z``, likewise.
-        products: the inner products of the history that the method needs, float64 ``(B, m, *)``; zero where empty.
-        f: previous ``f(z)``, shape ``(B, N)``.
-        g: previous residual, shape ``(B, N)``.
-        best_f: ``f`` at the iterate of the smallest residual, shape ``(B, N)``.
-        best_g: that residual, shape ``(B, N)``.
-        best_norm: its norm, float64 ``(B,)``.
+        step: number of steps done; the newest row of the history is ``(step - 1) % (m + 1)``.
+        f: the newest ``f(z)`` and the last differences of successive ones, ``(B, m + 1, N)``, in a ring that fills from
+            row 0; rows not used yet hold anything.
+        g: the newest residual ``f(z) - z`` and the last differences, likewise.
+        products: the inner products of the history that the method needs, float64 ``(B, m + 1, *)``.
+        norm: norm of the newest residual, float64 ``(B,)``, up to a factor common to all steps.
+        best_z: iterate of the smallest residual, shape ``(B, N)``.
+        best_f: ``f`` there, shape ``(B, N)``.
+        best_norm: the norm there.
         damping: weight of the old iterate, float64 ``(B,)``.
     """
 
     step: int
-    delta_f: Tensor
-    delta_g: Tensor
-    products: Tensor
     f: Tensor
     g: Tensor
+    products: Tensor
+    norm: Tensor
+    best_z: Tensor
     best_f: Tensor
-    best_g: Tensor
     best_norm: Tensor
     damping: Tensor
 
@@ -78,62 +78,61 @@ class SecantSolver(FixedPointSolver):
         check_range("restart_growth", self.restart_growth, 1.0, open_low=True)
 
     @abstractmethod
-    def weights(self, state: SecantState, slot: int, g: Tensor) -> tuple[Tensor, SecantState]:
-        r"""Return :math:`\gamma`, float64 ``(B, m)``, and the state with its products brought up to date.
+    def weights(self, state: SecantState, newest: int, count: int) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\gamma`, float64 ``(B, count)``, and the state's products brought up to date.
 
         Args:
-            state: with the newest differences in the history's row ``slot``, but without their products.
-            slot: row of the newest differences.
-            g: residual, shape ``(B, N)``. Empty rows of the history must get the weight zero.
+            state: with the history that includes the newest evaluation, but with the products before it.
+            newest: row of the newest values; the row before it holds the newest differences. Its weight must be zero,
+                as those of rows that are empty after a restart.
+            count: number of rows in use.
         """
 
     @abstractmethod
     def no_products(self, z: Tensor) -> Tensor:
-        """Return the products of an empty history, zeros ``(B, m, *)`` in float64."""
+        """Return the products of an empty history, zeros ``(B, m + 1, *)`` in float64."""
 
     def init(self, z: Tensor) -> SecantState:
         """Return a state with an empty history."""
-        size, length = z.shape
-        history = z.new_zeros(size, self.history_size, length)
-        norm = torch.full((size,), float("inf"), dtype=torch.float64, device=z.device)
+        f, g = z.new_empty(2, len(z), self.history_size + 1, z.shape[1])
+        norm = torch.full((len(z),), float("inf"), dtype=torch.float64, device=z.device)
         damping = torch.full_like(norm, self.damping)
-        return SecantState(0, history, torch.zeros_like(history), self.no_products(z), z, z, z, z, norm, damping)
+        return SecantState(0, f, g, self.no_products(z), norm, z, z, norm, damping)
+
+    def note_residual(self, state: SecantState, residual: Tensor) -> SecantState:
+        """Keep the residual's size for the next step."""
+        return replace(state, norm=residual)
 
     def step(self, state: SecantState, z: Tensor, fz: Tensor) -> tuple[Tensor, SecantState]:
         """Return the extrapolated iterate."""
-        g = fz - z
-        norm = torch.linalg.vector_norm(g.detach(), dim=1, dtype=torch.float64)
-        state = _with_best(state, fz, g, norm)
-        if state.step > 0:
-            slot = (state.step - 1) % self.history_size
-            delta_f = with_row(state.delta_f, slot, fz, state.f)
-            delta_g = with_row(state.delta_g, slot, g, state.g)
-            gamma, state = self.weights(replace(state, delta_f=delta_f, delta_g=delta_g), slot, g)
-        else:
-            gamma = g.new_zeros(len(g), self.history_size)
-        gamma = gamma.to(z.dtype)[:, None]  # (B, 1, m)
-        z_next = torch.baddbmm(fz[:, None], gamma, state.delta_f, alpha=-1.0)[:, 0]
-        damping = state.damping.to(z.dtype)[:, None]
-        if bool((damping != 0).any()):
-            z_next = z_next - damping * torch.baddbmm(g[:, None], gamma, state.delta_g, alpha=-1.0)[:, 0]
-        state = replace(state, step=state.step + 1, f=fz, g=g)
-        restart = norm > self.growth_limit(state) * state.best_norm
-        return self._restarted(state, z_next, restart) if bool(restart.any()) else (z_next, state)
+        rows = self.history_size + 1
+        newest, count = state.step % rows, min(state.step + 1, rows)
+        state = _with_newest(_with_best(state, z, fz), newest, z, fz)
+        coefficients = z.new_zeros(len(z), count)
+        if count > 1:
+            gamma, products = self.weights(state, newest, count)
+            coefficients = -gamma.to(z.dtype)
+            state = replace(state, products=products)
+        coefficients[:, newest] = 1.0
+        z_next = _combined(coefficients, state.f)
+        if bool((state.damping != 0).any()):
+            z_next = z_next - state.damping.to(z.dtype)[:, None] * _combined(coefficients, state.g)
+        restart = state.norm > self.growth_limit(state) * state.best_norm
+        return self._restarted(state, z_next, restart, newest) if bool(restart.any()) else (z_next, state)
 
-    def _restarted(self, state: SecantState, z_next: Tensor, restart: Tensor) -> tuple[Tensor, SecantState]:
+    def _restarted(
+        self, state: SecantState, z_next: Tensor, restart: Tensor, newest: int
+    ) -> tuple[Tensor, SecantState]:
         """Forget the history of some samples ``(B,)`` and take a plain step from their best iterate."""
         keep, rows = (~restart)[:, None, None], restart[:, None]
-        plain = state.best_f - state.damping.to(z_next.dtype)[:, None] * state.best_g
-        return torch.where(rows, plain, z_next), replace(
-            state,
-            # Not by a product with zero: what has grown may be infinite.
-            delta_f=state.delta_f.where(keep, 0.0),
-            delta_g=state.delta_g.where(keep, 0.0),
-            products=state.products.where(keep, 0.0),
-            f=torch.where(rows, state.best_f, state.f),
-            g=torch.where(rows, state.best_g, state.g),
-            damping=self.damping_after_restart(state, restart),
-        )
+        best_g = state.best_f - state.best_z
+        plain = state.best_f - state.damping.to(z_next.dtype)[:, None] * best_g
+        # Not by a product with zero: what has grown may be infinite.
+        f, g = state.f.where(keep, 0.0), state.g.where(keep, 0.0)
+        f = f.select_scatter(torch.where(rows, state.best_f, f[:, newest]), 1, newest)
+        g = g.select_scatter(torch.where(rows, best_g, g[:, newest]), 1, newest)
+        products, damping = state.products.where(keep, 0.0), self.damping_after_restart(state, restart)
+        return torch.where(rows, plain, z_next), replace(state, f=f, g=g, products=products, damping=damping)
 
     def growth_limit(self, state: SecantState) -> Tensor | float:
         """Return how many times its best norm a residual may reach before its sample restarts."""
@@ -144,51 +143,41 @@ class SecantSolver(FixedPointSolver):
         return state.damping
 
 
-def _with_best(state: SecantState, fz: Tensor, g: Tensor, norm: Tensor) -> SecantState:
-    better = norm < state.best_norm
+def _with_best(state: SecantState, z: Tensor, fz: Tensor) -> SecantState:
+    better = state.norm < state.best_norm
     if bool(better.all()):
-        return replace(state, best_f=fz, best_g=g, best_norm=norm)
+        return replace(state, best_z=z, best_f=fz, best_norm=state.norm)
+    if not bool(better.any()):
+        return state
     rows = better[:, None]
     return replace(
         state,
+        best_z=torch.where(rows, z, state.best_z),
         best_f=torch.where(rows, fz, state.best_f),
-        best_g=torch.where(rows, g, state.best_g),
-        best_norm=torch.where(better, norm, state.best_norm),
+        best_norm=torch.where(better, state.norm, state.best_norm),
     )
 
 
-def inner_products(rows: Tensor, *vectors: Tensor) -> Tensor:
-    """Return the inner products of ``(B, m, N)`` with ``n`` vectors ``(B, N)`` in float64: ``(B, m, n)``.
-
-    Long float32 rows are summed in float32 over chunks of 256 entries and in float64 over the chunks: on a CPU in a
-    third of the time, with errors of 5e-10 of the product of the norms (N = 200 000), where plain float32 sums have
-    1e-8. Entries so small or large that float32 could not hold their squares are converted first.
-    """
-    matrix = torch.stack(vectors, dim=1)  # (B, n, N)
-    length = rows.shape[2]
-    if rows.dtype == torch.float32 and length >= _LONG and _squares_fit(matrix):
-        whole = length - length % _CHUNK
-        left, right = (part[..., :whole].unflatten(2, (-1, _CHUNK)).transpose(1, 2) for part in (rows, matrix))
-        # Sample by sample: (N / chunk, m, chunk) is a view, with the samples in front it would be a copy.
-        chunks = torch.stack([torch.bmm(a, b.mT).sum(0, dtype=torch.float64) for a, b in zip(left, right, strict=True)])
-        return chunks + rows[..., whole:].double() @ matrix[..., whole:].double().mT
-    return rows.double() @ matrix.double().mT
-
-
-def _squares_fit(vectors: Tensor) -> bool:
-    """Tell whether products of such numbers stay well inside float32's range; earlier vectors have been asked too."""
-    size = torch.linalg.vector_norm(vectors.detach(), dim=2)
-    return bool(((size > 1e-12) & (size < 1e15)).all())
-
-
-def with_row(history: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
-    """Return ``history`` with ``new`` (less ``old``) in one row: in place if nothing needs the old one's gradient."""
+def _with_newest(state: SecantState, newest: int, z: Tensor, fz: Tensor) -> SecantState:
+    """Return the state with a new evaluation in its history: in place if nothing needs the old one's gradient."""
+    rows, first = state.f.shape[1], state.step == 0
+    older = (newest - 1) % rows
     if torch.is_grad_enabled():
-        index = torch.tensor([slot], device=history.device)
-        row = new if old is None else new - old
-        return history.index_copy(1, index, row[:, None])
-    if old is None:
-        history[:, slot] = new
-    else:
-        torch.sub(new, old, out=history[:, slot])
-    return history
+        f, g = (_pushed(*pair, newest, older, first) for pair in ((state.f, fz), (state.g, fz - z)))
+        return replace(state, step=state.step + 1, f=f, g=g)
+    state.f[:, newest] = fz
+    torch.sub(fz, z, out=state.g[:, newest])
+    if not first:
+        for history in (state.f, state.g):
+            torch.sub(history[:, newest], history[:, older], out=history[:, older])
+    return replace(state, step=state.step + 1)
+
+
+def _pushed(history: Tensor, value: Tensor, newest: int, older: int, first: bool) -> Tensor:
+    history = history.select_scatter(value, 1, newest)
+    return history if first else history.select_scatter(value - history[:, older], 1, older)
+
+
+def _combined(coefficients: Tensor, history: Tensor) -> Tensor:
+    """Return a weighted sum of the rows in use, ``(B, N)``."""
+    return torch.bmm(coefficients[:, None], history[:, : coefficients.shape[1]])[:, 0]

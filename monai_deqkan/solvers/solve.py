@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from monai_deqkan._checks import check_tensor
 from monai_deqkan.solvers.base import FixedPointSolver, LinearSolver
 from monai_deqkan.solvers.budget import with_budget
+from monai_deqkan.solvers.products import row_norms
 from monai_deqkan.solvers.recorder import SolveRecorder, open_recorders
 from monai_deqkan.solvers.solution import Solution, SolveStatistics, SolveStatus, State
 
@@ -81,13 +83,14 @@ def solve_fixed_point(
     solver = with_budget(solver) if kind == "forward" else solver
     layout = _Layout(z0)
     z = layout.pack(z0)
-    tracker = _Tracker(z, layout.size, solver.max_iter)
+    tracker = _Tracker(z)
     state = solver.init(z)
     while tracker.running and tracker.evaluations < solver.max_iter:
         image = layout.unpack(z)
         fz = layout.pack(f(image) if x is None else f(image, x), expected=z.shape)
-        residual, scale = layout.rms(fz - z), layout.rms(fz)
-        keep = tracker.update(z, residual, scale, solver.has_converged(residual, scale))
+        measured = layout.rms(tracker.residual(z, fz), fz)
+        state = solver.note_residual(state, measured[0])
+        keep = tracker.update(z, measured, solver.has_converged(*measured))
         if keep is not None:
             z, fz, state, x = z[keep], fz[keep], state.take(keep), take(x, keep)
         if tracker.running and tracker.evaluations < solver.max_iter:
@@ -134,7 +137,7 @@ def solve_linear(
     layout = _Layout(b)
     target = layout.pack(b)
     start = torch.zeros_like(target) if x0 is None else layout.pack(x0, expected=target.shape)
-    tracker = _Tracker(start, layout.size, solver.max_iter)
+    tracker = _Tracker(start)
     rows = torch.arange(layout.size, device=target.device)
 
     def apply(p: Tensor) -> Tensor:
@@ -145,10 +148,10 @@ def solve_linear(
     tracker.evaluations = 0 if x0 is None else 1
     state, scale = solver.init(start, residual), layout.rms(target)
     while tracker.running:
-        norm = layout.rms(state.residual)
-        keep = tracker.update(state.x, norm, scale, solver.has_converged(norm, scale), spent=0)
+        measured = torch.cat((layout.rms(state.residual), scale))
+        keep = tracker.update(state.x, measured, solver.has_converged(*measured), spent=0)
         if keep is not None:
-            state, scale, rows = state.take(keep), scale[keep], rows[keep]
+            state, scale, rows = state.take(keep), scale[:, keep], rows[keep]
         if not tracker.running or tracker.evaluations >= solver.max_iter:
             break
         state = solver.step(apply, state)
@@ -222,62 +225,91 @@ class _Layout:
             start += width
         return parts[0] if self.single else tuple(parts)
 
-    def rms(self, rows: Tensor) -> Tensor:
-        """Root mean square over a state's entries, a complex one counting as one: float64 ``(B,)``."""
-        # Squares of float32 numbers leave its range below 1e-19 and above 1e19.
-        return torch.linalg.vector_norm(rows.detach(), dim=1, dtype=torch.float64) / self.numel**0.5
+    def rms(self, *matrices: Tensor) -> Tensor:
+        """Root mean squares over a state's entries, a complex one counting as one: float64 ``(n, B)``."""
+        return row_norms(*matrices) / self.numel**0.5
 
 
 class _Tracker:
     """Knows which samples run, keeps each one's best iterate, and writes the statistics."""
 
-    def __init__(self, z: Tensor, size: int, max_iter: int) -> None:
-        device = z.device
+    def __init__(self, z: Tensor) -> None:
+        size, device = z.shape[0], z.device
         self.evaluations = 0
         self.rows = torch.arange(size, device=device)  # which samples still run
         self.best_z = z
-        self.best = torch.full((size, 2), float("inf"), device=device, dtype=torch.float64)  # residual, scale
+        self.best = torch.full((2, size), float("inf"), dtype=torch.float64, device=device)  # residual, scale
+        self.log: list[tuple[Tensor, Tensor]] = []  # of each update: rows and what was measured, (2, b)
+        self.buffer = z.new_empty(0)
         self.finished: list[tuple[Tensor, Tensor]] = []  # rows and their iterates
         self.status = torch.full((size,), int(SolveStatus.MAX_ITER), dtype=torch.int64, device=device)
         self.spent = torch.zeros(size, dtype=torch.int64, device=device)
-        self.measured = torch.full((size, 2), float("nan"), dtype=torch.float64, device=device)
-        self.history: list[Tensor] = []
+        self.measured = torch.full((2, size), float("nan"), dtype=torch.float64, device=device)
 
     @property
     def running(self) -> bool:
         return self.rows.numel() > 0
 
-    def update(self, z: Tensor, residual: Tensor, scale: Tensor, converged: Tensor, spent: int = 1) -> Tensor | None:
-        """Note one evaluation; return the positions of the samples to go on with, or None if all go on."""
-        self.evaluations += spent
-        finite = torch.isfinite(residual)
-        converged = converged & finite
-        line = self.measured.new_full((self.status.shape[0],), float("nan"))
-        line[self.rows] = residual / scale.clamp_min(torch.finfo(torch.float64).tiny)
-        line[self.rows[residual == 0]] = 0.0
-        self.history.append(line)
+    def residual(self, z: Tensor, fz: Tensor) -> Tensor:
+        """Return ``fz - z``, without a gradient, in the same memory each time."""
+        if self.buffer.shape != z.shape:
+            self.buffer = torch.empty_like(z)
+        return torch.sub(fz.detach(), z.detach(), out=self.buffer)
 
-        better = (finite & (residual < self.best[:, 0])) | converged
-        self.best_z = z if bool(better.all()) else torch.where(better[:, None], z, self.best_z)
-        self.best = torch.where(better[:, None], torch.stack((residual, scale), dim=1), self.best)
-        self.spent[self.rows] = self.evaluations
-        self.measured[self.rows] = self.best
+    def update(self, z: Tensor, measured: Tensor, converged: Tensor, spent: int = 1) -> Tensor | None:
+        """Note one evaluation; return the positions of the samples to go on with, or None if all go on.
+
+        Args:
+            z: iterates, ``(b, N)``.
+            measured: size of their residual and the scale it is judged by, ``(2, b)``.
+            converged: whether they meet the tolerance, ``(b,)``.
+            spent: number of evaluations since the last update.
+        """
+        self.evaluations += spent
+        self.log.append((self.rows, measured))
+        finite = measured[0].isfinite()
+        converged = converged & finite
+        better = (measured[0] < self.best[0]) | converged
+        if bool(better.all()):
+            self.best_z, self.best = z, measured
+        elif bool(better.any()):
+            self.best_z = torch.where(better[:, None], z, self.best_z)
+            self.best = torch.where(better, measured, self.best)
         done = converged | ~finite
         if not bool(done.any()):
             return None
         self.status[self.rows[converged]] = int(SolveStatus.CONVERGED)
         self.status[self.rows[~finite]] = int(SolveStatus.NON_FINITE)
-        self.finished.append((self.rows[done], self.best_z[done]))
+        self._finish(done)
         keep = (~done).nonzero()[:, 0]
-        self.rows, self.best_z, self.best = self.rows[keep], self.best_z[keep], self.best[keep]
+        self.rows, self.best_z, self.best = self.rows[keep], self.best_z[keep], self.best[:, keep]
         return keep
 
+    def _finish(self, done: Tensor | slice) -> None:
+        rows = self.rows[done]
+        self.finished.append((rows, self.best_z[done]))
+        self.spent[rows] = self.evaluations
+        if self.log:
+            self.measured[:, rows] = self.best[:, done]
+
     def result(self) -> tuple[Tensor, SolveStatistics]:
-        pieces = [*self.finished, (self.rows, self.best_z)]
-        order = torch.cat([rows for rows, _ in pieces]).argsort()
-        z = pieces[0][1] if len(pieces) == 1 else torch.cat([piece for _, piece in pieces])[order]
-        residual, scale = self.measured.unbind(1)
-        relative = residual / scale.clamp_min(torch.finfo(torch.float64).tiny)
-        relative = torch.where(residual == 0, torch.zeros_like(relative), relative)
-        history = torch.stack(self.history) if self.history else self.measured.new_empty(0, self.status.shape[0])
-        return z, SolveStatistics(self.status, self.spent, residual, relative, history)
+        self._finish(slice(None))
+        rows, pieces = zip(*self.finished, strict=True)
+        z = pieces[0] if len(pieces) == 1 else torch.cat(pieces)[torch.cat(rows).argsort()]
+        residual, scale = self.measured
+        return z, SolveStatistics(self.status, self.spent, residual, _relative(residual, scale), self._history())
+
+    def _history(self) -> Tensor:
+        """Return the relative residuals of all evaluations ``(evaluations, B)``."""
+        history = self.measured.new_full((len(self.log), self.status.shape[0]), float("nan"))
+        start = 0
+        for _, run in groupby(self.log, key=lambda entry: id(entry[0])):
+            rows, measured = zip(*run, strict=True)
+            stop = start + len(rows)
+            history[start:stop, rows[0]] = _relative(*torch.stack(measured, dim=1))
+            start = stop
+        return history
+
+
+def _relative(residual: Tensor, scale: Tensor) -> Tensor:
+    return (residual / scale.clamp_min(torch.finfo(torch.float64).tiny)).where(residual != 0, 0.0)
