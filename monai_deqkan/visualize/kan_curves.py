@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers import BSplineBasis, KANLayer, edge_values, rank_edges
-from monai_deqkan.networks.layers.kan_importance import input_channels
+from monai_deqkan.networks.layers.kan_channels import grid_ends, input_channels
 from monai_deqkan.visualize.learning import COLORS, MUTED, as_array, check_lengths, hide_unused, new_figure, style_axes
 
 if TYPE_CHECKING:
@@ -107,12 +107,13 @@ def plot_kan_layer(
         4
     """
     edges = rank_edges(layer, inputs, check_int("num_edges", num_edges))
+    grids = grid_ends(layer).cpu()
     samples = None if inputs is None else input_channels(layer, inputs).cpu()
     columns = min(len(edges), 4)
     rows = math.ceil(len(edges) / columns)
     figure, axes = new_figure(rows, columns, 2.1 * rows + 0.9, title, sharey=True)
     for panel, edge in zip(axes.flat, edges, strict=False):
-        low, high = _grid_of(layer, edge.in_channel)
+        low, high = sorted(grids[edge.in_channel].tolist())
         first, last = min(low, edge.low), max(high, edge.high)
         room = 0.04 * (last - first)
         points = torch.linspace(first - room, last + room, 301, dtype=torch.float64)
@@ -137,14 +138,6 @@ def plot_kan_layer(
     figure.supxlabel(f"input (blue: the grid{note})", fontsize=10)
     figure.supylabel("function of edge", fontsize=10)
     return figure
-
-
-def _grid_of(layer: KANLayer, channel: int) -> tuple[float, float]:
-    """Return the ends of the grid in the unit of the layer's input."""
-    ends = torch.tensor(layer.basis.grid_range, dtype=torch.float64)
-    if layer.input_scale is not None and layer.input_shift is not None:
-        ends = (ends - layer.input_shift[channel].cpu().double()) / layer.input_scale[channel].cpu().double()
-    return float(ends.min()), float(ends.max())
 
 
 def _draw_histogram(axes: Axes, index: int, histogram: tuple[ArrayLike | Tensor, ArrayLike | Tensor]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_folder, check_int
-from monai_deqkan.networks.layers import KANLayer, rank_edges, record_kan_inputs, suggest_edge_symbolic
+from monai_deqkan.networks.layers import rank_edges, record_kan_inputs, suggest_edge_symbolic
+from monai_deqkan.networks.layers.kan_inputs import kan_layers
 
 __all__ = ["write_edge_table"]
 
@@ -49,15 +50,14 @@ def write_edge_table(
         FileExistsError: if something is there; it is left as it is.
         FileNotFoundError: if the folder is missing.
         ValueError: if the network has, or with inputs calls, no KAN layer.
+        TypeError: if ``network`` is no module.
     """
     target = Path(path).expanduser()
     check_folder(target.parent, "the table")
     if os.path.lexists(target):
         raise FileExistsError(f"The table would overwrite {target}. Nothing was written; name a new file.")
     check_int("num_formulas", num_formulas, minimum=0)
-    layers = {name: part for name, part in network.named_modules() if isinstance(part, KANLayer)}
-    if not layers:
-        raise ValueError(f"`network` must have at least one KAN layer; {type(network).__name__} has none.")
+    layers = kan_layers(network)
     seen: dict[str, Tensor] = {} if inputs is None else record_kan_inputs(network, inputs)
     rows: list[tuple[object, ...]] = []
     for name, layer in layers.items():

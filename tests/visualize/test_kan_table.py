@@ -52,7 +52,7 @@ def test_without_inputs_the_grid_is_taken(tmp_path):
 
 def test_bad_input_is_rejected(tmp_path):
     path = tmp_path / "edges.csv"
-    with pytest.raises(ValueError, match="at least one KAN layer"):
+    with pytest.raises(ValueError, match="must hold KAN layers"):
         write_edge_table(path, nn.Linear(2, 2))
     with pytest.raises(FileNotFoundError, match="folder for the table"):
         write_edge_table(tmp_path / "none" / "edges.csv", network())

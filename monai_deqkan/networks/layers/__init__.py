@@ -20,9 +20,8 @@ from monai_deqkan.networks.layers.kan_importance import (
     edge_values,
     input_sensitivity,
     rank_edges,
-    record_kan_inputs,
 )
-from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs
+from monai_deqkan.networks.layers.kan_inputs import InputStatistics, LayerInputs, record_kan_inputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
 from monai_deqkan.networks.layers.kan_low_rank import LowRankKANConv1d, LowRankKANConv2d, LowRankKANConv3d

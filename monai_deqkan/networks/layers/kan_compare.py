@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan.networks.layers.kan_inputs import kan_layers
+from monai_deqkan.networks.layers.kan_inputs import evaluation_mode, kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = [
@@ -82,7 +81,7 @@ def compare_outputs(network: nn.Module, other: nn.Module, inputs: Batches) -> Ou
     batches = list_batches(inputs)
     calls, before = record_calls(network, kan_layers(network), batches)
     _, after = record_calls(other, {}, batches)
-    with torch.no_grad(), _evaluating(other):
+    with torch.no_grad(), evaluation_mode(other):
         layers = {
             name: relative_change([call.output], [other.get_submodule(name)(call.input)])
             for name, call in calls.items()
@@ -118,7 +117,7 @@ def record_calls(
 
     handles = [listen(name, layer) for name, layer in layers.items()]
     try:
-        with _evaluating(network):
+        with evaluation_mode(network):
             for batch in batches:
                 outputs += _tensors(network(*batch))
     finally:
@@ -135,17 +134,6 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     if difference == 0:
         return 0.0
     return float("inf") if size == 0 else (difference / size) ** 0.5
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_finite, check_int
 from monai_deqkan.networks.layers.basis import Basis
+from monai_deqkan.networks.layers.kan_channels import channel_edges, layer_edges
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = [
     "GridExtension",
-    "channel_edges",
     "check_plain_layer",
     "extend_grid",
     "extend_grids",
     "is_plain",
-    "layer_edges",
     "reset_optimizer_state",
 ]
 
@@ -177,22 +176,6 @@ def reset_optimizer_state(optimizer: torch.optim.Optimizer, parameters: Iterable
 def _has_other_shape(state: dict[str, Any], parameter: Tensor) -> bool:
     values = [value for value in state.values() if isinstance(value, Tensor)]
     return any(value.dim() == parameter.dim() and value.shape != parameter.shape for value in values)
-
-
-def channel_edges(layer: KANLayer, coefficients: Tensor) -> Tensor:
-    """Reorder ``(out, K, in / groups, *kernel)`` to ``(in, K, edges of the channel)``."""
-    grouped = coefficients.flatten(3) if coefficients.dim() > 3 else coefficients.unsqueeze(3)
-    out, num_basis, inputs, kernel = grouped.shape
-    grouped = grouped.reshape(layer.groups, out // layer.groups, num_basis, inputs, kernel)
-    return grouped.permute(0, 3, 2, 1, 4).reshape(layer.groups * inputs, num_basis, -1)
-
-
-def layer_edges(layer: KANLayer, edges: Tensor) -> Tensor:
-    """Undo `channel_edges`."""
-    old = layer.coefficients.shape
-    num_basis = edges.shape[1]
-    grouped = edges.reshape(layer.groups, old[2], num_basis, old[0] // layer.groups, math.prod(old[3:]))
-    return grouped.permute(0, 3, 2, 1, 4).reshape(old[0], num_basis, *old[2:])
 
 
 def check_plain_layer(layer: Any) -> None:

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_finite, check_int, check_range
 from monai_deqkan.networks.layers.basis import Basis
-from monai_deqkan.networks.layers.kan_extension import channel_edges, check_plain_layer, is_plain, layer_edges
-from monai_deqkan.networks.layers.kan_inputs import (
-    InputStatistics,
-    column_quantiles,
+from monai_deqkan.networks.layers.kan_channels import (
+    channel_edges,
     grid_coordinates,
+    grid_ends,
+    input_map,
     input_rows,
-    kan_layers,
+    layer_edges,
 )
+from monai_deqkan.networks.layers.kan_extension import check_plain_layer, is_plain
+from monai_deqkan.networks.layers.kan_inputs import InputStatistics, column_quantiles, kan_layers, record_inputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = ["GridRefit", "refit_grid", "refit_grids"]
@@ -155,7 +157,7 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
     check_finite("layer.weight", layer.weight, "Reload the layer; a refit cannot repair it.")
     old_basis = layer.basis
     edges = channel_edges(layer, layer.coefficients.detach().double())  # (C, K, E)
-    old_map = _input_map(layer)
+    old_map = input_map(layer)
     target, kept = _target_ranges(layer, rows, settings)
     new_map = _map_to(target, old_basis.grid_range, layer.weight.dtype)
     stay = target.isnan().any(1)
@@ -182,7 +184,7 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
         basis = old_basis if bool(stay.all()) else best.basis
         best = fit.solve(basis, new_map, stay)
 
-    before = _ranges(layer)
+    before = grid_ends(layer)
     outside_before = _outside(layer, rows)
     layer.set_basis(best.basis, layer_edges(layer, best.edges).to(layer.weight.dtype))
     if not bool(stay.all()):
@@ -190,7 +192,7 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
     return GridRefit(
         layer=name,
         old_range=before.cpu(),
-        new_range=_ranges(layer).cpu(),
+        new_range=grid_ends(layer).cpu(),
         kept=dict(sorted(kept.items())),
         old_num_basis=old_basis.num_basis,
         num_basis=best.basis.num_basis,
@@ -300,13 +302,13 @@ def _ridge_fit(new: Tensor, old: Tensor, weights: Tensor, ridge: float) -> Tenso
 def _target_ranges(layer: KANLayer, rows: Tensor, settings: _RefitSettings) -> tuple[Tensor, dict[int, str]]:
     """Return where the grid of each channel is to go, ``(C, 2)``, NaN where it is to stay, and why."""
     low, high = column_quantiles(rows, _QUANTILES)
-    old = _ranges(layer)
+    old = grid_ends(layer)
     old_low, old_high = old.amin(1), old.amax(1)
     old_width = old_high - old_low
     info = torch.finfo(layer.weight.dtype)
     grid_low, grid_high = layer.basis.grid_range
     # Below this width the map's scale or shift would lose the values in the weight's dtype.
-    smallest = torch.maximum(16 * info.eps * torch.maximum(low.abs(), high.abs()), old_width * 0)
+    smallest = 16 * info.eps * torch.maximum(low.abs(), high.abs())
     smallest = smallest.clamp(min=100.0 * (grid_high - grid_low) / info.max)
     constant = high - low <= smallest
     middle, width = 0.5 * (low + high), torch.maximum(old_width, smallest)
@@ -336,22 +338,6 @@ def _map_to(target: Tensor, grid_range: tuple[float, float], dtype: torch.dtype)
     # Around the middle, so that the rounding of the scale moves both ends alike.
     shift = (0.5 * (grid_range[0] + grid_range[1]) - scale * 0.5 * (low + high)).to(dtype).double()
     return torch.stack((scale, shift))
-
-
-def _input_map(layer: KANLayer) -> Tensor:
-    """Return the layer's map as ``(2, C)`` in float64."""
-    if layer.input_scale is None or layer.input_shift is None:
-        channels = layer.groups * layer.coefficients.shape[2]
-        ones = torch.ones(channels, dtype=torch.float64, device=layer.weight.device)
-        return torch.stack((ones, torch.zeros_like(ones)))
-    return torch.stack((layer.input_scale, layer.input_shift)).double()
-
-
-def _ranges(layer: KANLayer) -> Tensor:
-    """Return the ends of each channel's grid in the unit of the input, ``(C, 2)``."""
-    scale, shift = _input_map(layer)
-    low, high = layer.basis.grid_range
-    return torch.stack(((low - shift) / scale, (high - shift) / scale), dim=1)
 
 
 def _outside(layer: KANLayer, rows: Tensor) -> float:
@@ -396,7 +382,7 @@ def refit_grids(
     """
     settings = _RefitSettings(ridge, margin, dead_band, max_change, max_growth)
     layers = kan_layers(network)
-    statistics = data if isinstance(data, InputStatistics) else _observe(network, data, forward)
+    statistics = data if isinstance(data, InputStatistics) else record_inputs(network, data, forward)
     if not any(name in statistics.layers for name in layers):
         raise ValueError("No KAN layer of `network` received an input; give at least one batch that reaches one.")
     return [
@@ -404,19 +390,3 @@ def refit_grids(
         for name, layer in layers.items()
         if name in statistics.layers and is_plain(layer)
     ]
-
-
-@torch.no_grad()
-def _observe(
-    network: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None
-) -> InputStatistics:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with InputStatistics(network) as statistics:
-            for batch in batches:
-                network(batch) if forward is None else forward(network, batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return statistics

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_finite, check_int, check_tensor
+from monai_deqkan.networks.layers.kan_channels import grid_inputs, input_channels, input_map
+from monai_deqkan.networks.layers.kan_inputs import evaluation_mode
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = [
     "KANEdge",
+    "channel_features",
     "edge_importance",
     "edge_values",
-    "input_channels",
     "input_sensitivity",
     "rank_edges",
-    "record_kan_inputs",
 ]
 
 _CHUNK = 1 << 18  # input values worked on at a time: with nine features in float64 about 20 MB
-_GRID_POINTS = 513
 
 
 @dataclass(frozen=True)
@@ -53,62 +51,12 @@ class KANEdge:
         return f"{self.in_channel} to {self.out_channel}" + (f" at {self.offset}" if self.offset else "")
 
 
-def input_channels(layer: KANLayer, inputs: Tensor) -> Tensor:
-    """Sort the inputs of a layer by channel, in float64.
-
-    Args:
-        layer: the layer.
-        inputs: what it is called with: ``(*, in)`` for a linear layer, ``(B, in, *space)`` or ``(in, *space)`` for a
-            convolution.
-
-    Returns:
-        Shape ``(in, N)``.
-
-    Raises:
-        TypeError: if ``layer`` is no KAN layer, or ``inputs`` no tensor.
-        ValueError: if ``inputs`` do not fit the layer, are none, or are not finite.
-    """
-    channels, axes = _num_channels(layer), _kernel_axes(layer)
-    shape = tuple(check_tensor("inputs", inputs).shape)
-    axis = -1 if axes == 0 else -1 - axes
-    if not (axes == 0 or axes + 1 <= len(shape) <= axes + 2) or len(shape) < -axis or shape[axis] != channels:
-        expected = f"(*, {channels})" if axes == 0 else f"(B, {channels}, {axes} spatial axes)"
-        raise ValueError(f"`inputs` must be what the layer is called with, of shape {expected}; got {shape}.")
-    if inputs.numel() == 0:
-        raise ValueError(f"`inputs` must hold at least one value per channel; got shape {shape}.")
-    check_finite("inputs", inputs, "Leave these samples out.")
-    return inputs.detach().as_subclass(Tensor).movedim(axis, 0).flatten(1).double()  # no MetaTensor
-
-
-def _num_channels(layer: KANLayer) -> int:
-    if not isinstance(layer, KANLayer):
-        hint = " Give its `functions`." if isinstance(getattr(layer, "functions", None), KANLayer) else ""
-        raise TypeError(f"`layer` must be a KAN layer such as KANLinear; got {type(layer).__name__}.{hint}")
-    return layer.coefficients.shape[2] * layer.groups
-
-
-def _kernel_axes(layer: KANLayer) -> int:
-    return layer.coefficients.dim() - 3
-
-
-def _grid_inputs(layer: KANLayer) -> Tensor:
-    """Return inputs, (in, N), that the layer's input map spreads evenly over the grid."""
-    channels = _num_channels(layer)
-    low, high = layer.basis.grid_range
-    t = torch.linspace(low, high, _GRID_POINTS, dtype=torch.float64, device=layer.weight.device)
-    t = t.expand(channels, -1)
-    if layer.input_scale is None or layer.input_shift is None:
-        return t
-    return (t - layer.input_shift.double()[:, None]) / layer.input_scale.double()[:, None]
-
-
-def _features(layer: KANLayer, x: Tensor, channel: int | None = None) -> Tensor:
-    """Return (in, F, N) of all channels' inputs (in, N), or (1, F, N) of one channel's (1, N)."""
-    t = x
-    if layer.input_scale is not None and layer.input_shift is not None:
-        rows = slice(None) if channel is None else slice(channel, channel + 1)
-        t = x * layer.input_scale.to(x)[rows, None] + layer.input_shift.to(x)[rows, None]
-    values = layer.basis.values(t, dim=1)
+def channel_features(layer: KANLayer, x: Tensor, channel: int | None = None) -> Tensor:
+    """Return the features ``(in, F, N)`` of all channels' inputs ``(in, N)``, or ``(1, F, N)`` of one channel's."""
+    scale, shift = input_map(layer).to(x)[..., None]
+    if channel is not None:
+        scale, shift = scale[channel], shift[channel]
+    values = layer.basis.values(x * scale + shift, dim=1)
     return torch.cat((F.silu(x).unsqueeze(1), values), dim=1) if layer.has_base else values
 
 
@@ -138,10 +86,10 @@ def edge_importance(layer: KANLayer, inputs: Tensor | None = None) -> Tensor:
         Z. Liu et al., "KAN: Kolmogorov-Arnold networks", ICLR 2025, equation (2.17), take the mean of absolute
         values over a batch; the root mean square needs only second moments.
     """
-    x = (input_channels(layer, inputs) if inputs is not None else _grid_inputs(layer)).to(layer.weight.device)
+    x = (input_channels(layer, inputs) if inputs is not None else grid_inputs(layer)).to(layer.weight.device)
     moments = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in x.split(max(1, _CHUNK // len(x)), dim=1):
-        features = _features(layer, part)
+        features = channel_features(layer, part)
         moments = moments + features @ features.transpose(1, 2)  # (in, F, F)
     groups = layer.groups
     moments = (moments / x.shape[1]).unflatten(0, (groups, -1))
@@ -176,7 +124,7 @@ def rank_edges(layer: KANLayer, inputs: Tensor | None = None, num_edges: int | N
     importance = edge_importance(layer, inputs)
     count = importance.numel() if num_edges is None else min(check_int("num_edges", num_edges), importance.numel())
     order = importance.flatten().argsort(descending=True, stable=True)[:count]
-    x = input_channels(layer, inputs) if inputs is not None else _grid_inputs(layer)
+    x = input_channels(layer, inputs) if inputs is not None else grid_inputs(layer)
     lows, highs = (end.tolist() for end in _range_of(x))
     per_group = importance.shape[1]
     outs_per_group = len(importance) // layer.groups
@@ -211,55 +159,7 @@ def edge_values(layer: KANLayer, edge: KANEdge, points: Tensor) -> Tensor:
     for index in edge.offset:
         weight = weight[:, index]
     weight = weight.double()
-    return weight @ _features(layer, points.to(weight)[None], edge.in_channel)[0]
-
-
-@torch.no_grad()
-def record_kan_inputs(network: nn.Module, *inputs: Tensor, max_values: int = 4096) -> dict[str, Tensor]:
-    """Run a network once and return what its KAN layers were called with.
-
-    The network runs in evaluation mode and is put back into its mode afterwards. A layer that is called several
-    times, such as one inside an equilibrium, gives the inputs of all calls.
-
-    Args:
-        network: the network, or one KAN layer.
-        inputs: its arguments.
-        max_values: most values per channel that are kept of each call, evenly spread over it.
-
-    Returns:
-        For each KAN layer that was called, by its name in the network (empty for the network itself): inputs for
-        :func:`edge_importance`, ``(N, in)`` for a linear layer, ``(N, in, 1, ...)`` for a convolution.
-
-    Raises:
-        ValueError: if no KAN layer was called, or inputs of one are not finite.
-    """
-    check_int("max_values", max_values)
-    found: dict[str, list[Tensor]] = {}
-
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            values = input_channels(cast(KANLayer, layer), arguments[0])
-            kept = torch.linspace(0, values.shape[1] - 1, min(values.shape[1], max_values), device=values.device)
-            found.setdefault(name, []).append(values[:, kept.round().long()].t())
-
-        return record
-
-    layers = {name: part for name, part in network.named_modules() if isinstance(part, KANLayer)}
-    modes = [(part, part.training) for part in network.modules()]
-    hooks = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
-    try:
-        network.eval()(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, mode in modes:
-            part.training = mode
-    if not found:
-        raise ValueError(f"`network` must call at least one KAN layer; {type(network).__name__} called none.")
-    return {
-        name: (rows := torch.cat(parts)).reshape(*rows.shape, *[1] * _kernel_axes(layers[name]))
-        for name, parts in found.items()
-    }
+    return weight @ channel_features(layer, points.to(weight)[None], edge.in_channel)[0]
 
 
 def input_sensitivity(network: nn.Module, inputs: Tensor, *, num_samples: int = 8, seed: int = 0) -> Tensor:
@@ -293,22 +193,17 @@ def input_sensitivity(network: nn.Module, inputs: Tensor, *, num_samples: int = 
         raise ValueError(f"`inputs` must have shape (B, C, *); got {tuple(inputs.shape)}. Add the missing axis.")
     check_finite("inputs", inputs)
     check_int("num_samples", num_samples)
-    is_linear = isinstance(network, nn.Linear) or (isinstance(network, KANLayer) and _kernel_axes(network) == 0)
+    is_linear = isinstance(network, nn.Linear) or (isinstance(network, KANLayer) and network.weight.dim() == 2)
     axis = -1 if is_linear else 1
     generator = torch.Generator().manual_seed(seed)
-    modes = [(part, part.training) for part in network.modules()]
     x = inputs.detach().as_subclass(Tensor).clone().requires_grad_()
-    try:
-        with torch.enable_grad():
-            y = network.eval()(x)
-            exact = y.numel() == y.shape[0]
-            total = torch.zeros(x.shape[axis], dtype=torch.float64, device=x.device)
-            for _ in range(1 if exact else num_samples):
-                # Independent random signs: the mean square of the projected derivative is the sum of squares.
-                signs = torch.randint(0, 2, y.shape, generator=generator).mul(2).sub(1).to(y)
-                (slope,) = torch.autograd.grad(y, x, signs, retain_graph=True)
-                total += slope.double().movedim(axis, 0).flatten(1).square().mean(dim=1)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    return (total / (1 if exact else num_samples)).sqrt()
+    with evaluation_mode(network), torch.enable_grad():
+        y = network(x)
+        num_samples = 1 if y.numel() == y.shape[0] else num_samples
+        total = torch.zeros(x.shape[axis], dtype=torch.float64, device=x.device)
+        for _ in range(num_samples):
+            # Independent random signs: the mean square of the projected derivative is the sum of squares.
+            signs = torch.randint(0, 2, y.shape, generator=generator).mul(2).sub(1).to(y)
+            (slope,) = torch.autograd.grad(y, x, signs, retain_graph=True)
+            total += slope.double().movedim(axis, 0).flatten(1).square().mean(dim=1)
+    return (total / num_samples).sqrt()

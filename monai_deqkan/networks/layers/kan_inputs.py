@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +11,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from monai_deqkan._checks import check_int
+from monai_deqkan.networks.layers.kan_channels import grid_coordinates, input_rows, num_channels
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
-__all__ = ["InputStatistics", "LayerInputs", "column_quantiles", "grid_coordinates", "input_rows", "kan_layers"]
+__all__ = [
+    "InputStatistics",
+    "LayerInputs",
+    "column_quantiles",
+    "evaluation_mode",
+    "kan_layers",
+    "record_inputs",
+    "record_kan_inputs",
+    "recorded_samples",
+]
 
 
 def kan_layers(network: nn.Module) -> dict[str, KANLayer]:
@@ -31,32 +42,6 @@ def kan_layers(network: nn.Module) -> dict[str, KANLayer]:
             "KANConv1d/2d/3d or KANActivation."
         )
     return layers
-
-
-def input_rows(layer: KANLayer, x: Tensor) -> Tensor:
-    """Return the inputs of a layer as plain rows ``(N, in)``, one column per input channel, without copying if it can.
-
-    Raises:
-        ValueError: if the channels do not fit the layer.
-    """
-    x = x.detach().as_subclass(Tensor)
-    kernel = layer.weight.dim() - 2
-    channels = layer.groups * (layer.weight.shape[1] // layer.num_features)
-    axis = -1 if kernel == 0 else -1 - kernel
-    if x.dim() < -axis or x.shape[axis] != channels:
-        raise ValueError(
-            f"`inputs` must be what the layer takes, with {channels} channels on axis {axis}; got shape "
-            f"{tuple(x.shape)}."
-        )
-    return x.movedim(axis, -1).reshape(-1, channels)
-
-
-def grid_coordinates(layer: KANLayer, rows: Tensor) -> Tensor:
-    """Return where the values of ``rows`` ``(N, in)`` fall in the basis's own coordinate."""
-    if layer.input_scale is None or layer.input_shift is None:
-        return rows
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    return rows.to(dtype) * layer.input_scale.to(dtype) + layer.input_shift.to(dtype)
 
 
 def column_quantiles(rows: Tensor, q: Sequence[float] | Tensor) -> Tensor:
@@ -102,7 +87,7 @@ class LayerInputs:
         self.max_samples = max_samples
         self.count = 0
         self._generator = generator
-        channels = layer.groups * (layer.weight.shape[1] // layer.num_features)
+        channels = num_channels(layer)
         device = layer.weight.device
         self.minimum = torch.full((channels,), torch.inf, dtype=torch.float64, device=device)
         self.maximum = torch.full((channels,), -torch.inf, dtype=torch.float64, device=device)
@@ -223,3 +208,84 @@ class InputStatistics:
         if name not in self.layers:
             self.layers[name] = LayerInputs(layer, self.max_samples, self._generator)
         self.layers[name].add(args[0])
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and afterwards each of its modules back into its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def record_inputs(
+    network: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    max_samples: int = 8192,
+) -> InputStatistics:
+    """Run a network over batches, in evaluation mode and without gradients, and return what its KAN layers received.
+
+    Args:
+        network: the network.
+        batches: what it is run on.
+        forward: called as ``forward(network, batch)``; ``network(batch)`` by default.
+        max_samples: rows kept per layer.
+
+    Raises:
+        ValueError: if the network has no KAN layer.
+        TypeError: if it is no module.
+    """
+    with evaluation_mode(network), InputStatistics(network, max_samples) as statistics:
+        for batch in batches:
+            network(batch) if forward is None else forward(network, batch)
+    return statistics
+
+
+def recorded_samples(statistics: InputStatistics) -> dict[str, Tensor]:
+    """Return the samples of each layer in a shape that the layer takes, ``(N, in)`` or ``(N, in, 1, ...)``, float64.
+
+    Raises:
+        ValueError: if a layer received NaN or infinities.
+    """
+    found: dict[str, Tensor] = {}
+    for name, inputs in statistics.layers.items():
+        if bool(inputs.non_finite.any()):
+            raise ValueError(
+                f"The inputs of the KAN layer '{name}' must be finite; {int(inputs.non_finite.sum())} of them were "
+                "not. Leave the samples out that give these."
+            )
+        kernel_axes = inputs.layer.weight.dim() - 2
+        found[name] = inputs.samples.double().reshape(*inputs.samples.shape, *[1] * kernel_axes)
+    return found
+
+
+def record_kan_inputs(network: nn.Module, *inputs: Tensor, max_values: int = 4096) -> dict[str, Tensor]:
+    """Run a network once and return what its KAN layers were called with.
+
+    The network runs in evaluation mode and is put back into its mode afterwards. A layer that is called several
+    times, such as one inside an equilibrium, gives the inputs of all calls. `InputStatistics` does it for many batches.
+
+    Args:
+        network: the network, or one KAN layer.
+        inputs: its arguments.
+        max_values: most values per channel that are kept: all, or a random choice that is the same in every run.
+
+    Returns:
+        For each KAN layer that was called, by its name in the network (empty for the network itself): inputs for
+        :func:`edge_importance`, ``(N, in)`` for a linear layer, ``(N, in, 1, ...)`` for a convolution.
+
+    Raises:
+        ValueError: if no KAN layer was called, or inputs of one are not finite.
+        TypeError: if ``network`` is no module.
+    """
+    check_int("max_values", max_values)
+    statistics = record_inputs(network, [inputs], lambda called, arguments: called(*arguments), max_values)
+    if not statistics.layers:
+        raise ValueError(f"`network` must call at least one KAN layer; {type(network).__name__} called none.")
+    return recorded_samples(statistics)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import BasisSpec
+from monai_deqkan.networks.layers.kan_channels import grid_inputs
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
-from monai_deqkan.networks.layers.kan_importance import _features, _grid_inputs
+from monai_deqkan.networks.layers.kan_importance import channel_features
 
 __all__ = ["LowRankKANConv1d", "LowRankKANConv2d", "LowRankKANConv3d"]
 
@@ -151,7 +152,7 @@ class _LowRankKANConvNd(nn.Module):
             layer.groups, bias is not None, layer.padding_mode, rank=rank, basis=layer.basis,
             base_activation=layer.base_activation, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
-        features = _features(layer, _grid_inputs(layer)).detach().cpu()  # (in, F, P)
+        features = channel_features(layer, grid_inputs(layer)).detach().cpu()  # (in, F, P)
         root = _moment_roots(features @ features.mT / features.shape[2])  # (in, F, F)
         parts = weight.cpu().double().unflatten(1, (layer.num_features, layer.in_channels))
         target = torch.einsum("ofi...,ifg->ogi...", parts, root).flatten(1, 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +11,10 @@ from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_choice, check_range
 from monai_deqkan.networks.layers.kan_activation import KANActivation
+from monai_deqkan.networks.layers.kan_channels import grid_inputs, input_channels
 from monai_deqkan.networks.layers.kan_compare import Batches, list_batches, record_calls, relative_change
-from monai_deqkan.networks.layers.kan_importance import (
-    _features,
-    _grid_inputs,
-    edge_importance,
-    input_channels,
-    record_kan_inputs,
-)
-from monai_deqkan.networks.layers.kan_inputs import kan_layers
+from monai_deqkan.networks.layers.kan_importance import channel_features, edge_importance
+from monai_deqkan.networks.layers.kan_inputs import kan_layers, record_inputs, recorded_samples
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain, weight_parametrizations
 
@@ -242,7 +236,7 @@ def _prune(
     layers = _prunable(network)
     batches = [] if inputs is None else list_batches(inputs)
     calls, before = record_calls(network, layers, batches)
-    seen = _record_inputs(network, batches)
+    seen = recorded_samples(record_inputs(network, batches, lambda called, arguments: called(*arguments)))
     missed = [name for name in layers if name not in seen]
     if batches and missed:
         raise ValueError(f"`inputs` must reach all KAN layers; not called: {', '.join(missed)}. Leave `inputs` out.")
@@ -282,21 +276,12 @@ def _ones(units: Tensor) -> list[int]:
     return [1] * (units.dim() - 3)
 
 
-def _record_inputs(network: nn.Module, batches: list[tuple[Any, ...]]) -> dict[str, Tensor]:
-    """Return what each layer was called with in all batches."""
-    found: dict[str, list[Tensor]] = {}
-    for batch in batches:
-        for name, x in record_kan_inputs(network, *batch).items():
-            found.setdefault(name, []).append(x)
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
 @torch.no_grad()
 def _term_squares(layer: KANLayer, seen: Tensor | None) -> Tensor:
     """Return the mean square of each basis function's contribution, ``(out, K, in / groups, *kernel)``."""
-    x = _grid_inputs(layer) if seen is None else input_channels(layer, seen)
+    x = grid_inputs(layer) if seen is None else input_channels(layer, seen)
     coefficients = layer.coefficients.double()
-    sums = sum(_features(layer, part).square().sum(dim=2) for part in x.split(_CHUNK, dim=1))  # (in, F)
+    sums = sum(channel_features(layer, part).square().sum(dim=2) for part in x.split(_CHUNK, dim=1))  # (in, F)
     means = torch.as_tensor(sums)[:, int(layer.has_base) :] / x.shape[1]
     means = means.unflatten(0, (layer.groups, -1)).mT  # (G, K, in / G)
     means = means.repeat_interleave(coefficients.shape[0] // layer.groups, dim=0)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_deqkan._checks import check_finite, check_int, check_range, check_shape
-from monai_deqkan.networks.layers.kan_importance import KANEdge, edge_values, input_channels
+from monai_deqkan.networks.layers.kan_channels import input_channels
+from monai_deqkan.networks.layers.kan_importance import KANEdge, edge_values
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 
 __all__ = ["SymbolicFit", "suggest_edge_symbolic", "suggest_symbolic"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import Basis, needs_float32
 from monai_deqkan.networks.layers.harmonic_basis import FourierBasis
+from monai_deqkan.networks.layers.kan_channels import grid_ends
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
@@ -242,7 +243,10 @@ def edge_tables(
     check_int("resolution", resolution)
     if check_int("bits", bits, 2) > 8:
         raise ValueError(f"`bits` must be at most 8, as entries are stored as int8; got {bits}.")
-    low, high = _seen_range(layer) if input_range is None else input_range
+    if input_range is None:
+        ends = grid_ends(layer)
+        input_range = float(ends.min()), float(ends.max())
+    low, high = input_range
     if not low < high:
         raise ValueError(f"`input_range` must be increasing; got {(low, high)}. Swap or spread its ends.")
     weight = layer.weight
@@ -252,11 +256,3 @@ def edge_tables(
     scale = torch.where(peak > 0, peak / largest, torch.ones_like(peak))
     codes = (values / scale).round().clamp(-largest, largest)
     return EdgeTables(codes.to(torch.int8), scale, (low, high))
-
-
-def _seen_range(layer: KANLayer) -> tuple[float, float]:
-    low, high = layer.basis.grid_range
-    if layer.input_scale is None or layer.input_shift is None:
-        return low, high
-    ends = torch.stack([(end - layer.input_shift) / layer.input_scale for end in (low, high)])
-    return float(ends.min()), float(ends.max())

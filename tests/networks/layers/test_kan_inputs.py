@@ -4,7 +4,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_deqkan.networks.layers import InputStatistics, KANActivation, KANConv2d, KANLinear
+from monai_deqkan.networks.layers import InputStatistics, KANActivation, KANConv2d, KANLinear, record_kan_inputs
 
 
 def test_counts_and_quantiles_are_numpys():
@@ -103,3 +103,34 @@ def test_errors():
         InputStatistics("network")
     with pytest.raises(ValueError, match="max_samples"):
         InputStatistics(KANLinear(1, 1), max_samples=0)
+
+
+def test_recording_keeps_every_call_and_restores_the_network():
+    torch.manual_seed(0)
+    network = nn.Sequential(KANLinear(3, 3), nn.Dropout(), KANLinear(3, 3)).train()
+    network.append(network[0])
+    network[1].eval()
+    x = torch.randn(5, 3)
+    found = record_kan_inputs(network, x)
+    assert set(found) == {"0", "2"}
+    assert not network[1].training
+    assert network[0].training
+    with torch.no_grad():
+        hidden = network[2](network[0](x))
+    torch.testing.assert_close(found["0"], torch.cat((x, hidden)).double(), atol=1e-6, rtol=0)
+    assert len(network[0]._forward_pre_hooks) == 0
+    assert list(record_kan_inputs(network[0], x)) == [""]
+    few = record_kan_inputs(network, x, max_values=2)["0"]
+    assert torch.equal(few, record_kan_inputs(network, x, max_values=2)["0"])
+    assert len({tuple(row) for row in few.tolist()} & {tuple(row) for row in found["0"].tolist()}) == 2
+
+
+def test_recording_says_why_it_fails():
+    network = nn.ModuleDict({"idle": KANLinear(2, 2), "used": nn.Linear(2, 2)})
+    network.forward = lambda x: network["used"](x)
+    with pytest.raises(ValueError, match="must call at least one KAN layer; ModuleDict called none"):
+        record_kan_inputs(network, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="has none"):
+        record_kan_inputs(nn.Linear(2, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="KAN layer '1' must be finite; 1 of them were not"):
+        record_kan_inputs(nn.Sequential(nn.Identity(), KANLinear(2, 2)), torch.tensor([[0.0, torch.inf]]))
