@@ -164,18 +164,7 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
     new_map = torch.where(stay, old_map, new_map)  # (2, C)
     fit = _Fit(layer, rows, edges, old_map, settings)
 
-    best = fit.solve(old_basis, new_map, stay)
-    least_change = best.change
-    for factor in range(2, settings.max_growth + 1):
-        if not bool(best.fails.any()):
-            break
-        finer = _refined(old_basis, factor)
-        if finer is None:
-            break
-        trial = fit.solve(finer, new_map, stay)
-        least_change = torch.minimum(least_change, trial.change)
-        if int(trial.fails.sum()) < int(best.fails.sum()):
-            best = trial
+    best, least_change = fit.search(new_map, stay)
     if bool(best.fails.any()):
         for channel in best.fails.nonzero().flatten().tolist():
             kept[channel] = f"the functions would change by {float(least_change[channel]):.1%} at least"
@@ -232,6 +221,20 @@ class _Fit:
         self.data = column_quantiles(rows, probabilities).t()  # (C, P)
         base = layer.base_weight
         self.base = None if base is None else channel_edges(layer, base.detach().double().unsqueeze(1))  # (C, 1, E)
+
+    def search(self, new_map: Tensor, stay: Tensor) -> tuple[_Solved, Tensor]:
+        """Fit in the old basis and, while channels fail, in finer ones; also return each channel's least change."""
+        best = self.solve(self.layer.basis, new_map, stay)
+        least_change = best.change
+        for factor in range(2, self.settings.max_growth + 1):
+            finer = _refined(self.layer.basis, factor) if bool(best.fails.any()) else None
+            if finer is None:
+                break
+            trial = self.solve(finer, new_map, stay)
+            least_change = torch.minimum(least_change, trial.change)
+            if int(trial.fails.sum()) < int(best.fails.sum()):
+                best = trial
+        return best, least_change
 
     def solve(self, basis: Basis, new_map: Tensor, stay: Tensor) -> _Solved:
         """Fit all channels; those that stay keep their map, and their coefficients too in the old basis."""
