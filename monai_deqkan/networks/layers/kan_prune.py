@@ -149,7 +149,7 @@ def prune_edges(
 
     def squares(layer: KANLayer, seen: Tensor | None) -> Tensor:
         found = edge_importance(layer, seen).square().unsqueeze(1)  # (out, 1, in / groups, *kernel)
-        return found if granularity == "edge" else found.flatten(3).mean(3).reshape(*found.shape[:3], *_ones(found))
+        return found if granularity == "edge" else _mean_over(found, *range(3, found.dim()))
 
     return _prune(network, amount, inputs, scope, squares, 0)
 
@@ -188,8 +188,8 @@ def prune_basis(
         if granularity == "edge":
             return found
         if granularity == "kernel":
-            return found.flatten(3).mean(3).reshape(*found.shape[:3], *_ones(found))
-        return found.transpose(0, 1).flatten(1).mean(1).reshape(1, -1, 1, *_ones(found))
+            return _mean_over(found, *range(3, found.dim()))
+        return _mean_over(found, 0, *range(2, found.dim()))
 
     return _prune(network, amount, inputs, scope, squares, 1)
 
@@ -272,8 +272,9 @@ def _prunable(network: nn.Module) -> dict[str, KANLayer]:
     return layers
 
 
-def _ones(units: Tensor) -> list[int]:
-    return [1] * (units.dim() - 3)
+def _mean_over(units: Tensor, *axes: int) -> Tensor:
+    """Return the mean over axes, which stay with size 1; over none for the kernel of a linear layer."""
+    return units.mean(axes, keepdim=True) if axes else units
 
 
 @torch.no_grad()
@@ -285,7 +286,7 @@ def _term_squares(layer: KANLayer, seen: Tensor | None) -> Tensor:
     means = torch.as_tensor(sums)[:, int(layer.has_base) :] / x.shape[1]
     means = means.unflatten(0, (layer.groups, -1)).mT  # (G, K, in / G)
     means = means.repeat_interleave(coefficients.shape[0] // layer.groups, dim=0)
-    return coefficients.square() * means.reshape(*coefficients.shape[:3], *_ones(coefficients))
+    return coefficients.square() * means.reshape(*coefficients.shape[:3], *[1] * (coefficients.dim() - 3))
 
 
 def _choose(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from monai_deqkan.networks.layers import (
     KANActivation,
     KANConv2d,
     KANLinear,
+    PruningReport,
     certified_spectral_norm,
     compare_outputs,
     kan_lipschitz_bound,
@@ -87,6 +89,15 @@ def test_changes_are_those_of_the_outputs() -> None:
     change = (net[0](x[:2]).detach() - first[:2]).norm() / first[:2].norm()
     assert report.records[0].output_change == pytest.approx(float(change), rel=1e-4)
     assert compare_outputs(original, net, x).network == pytest.approx(report.output_change, rel=1e-4)
+
+
+@pytest.mark.parametrize("prune", [prune_edges, prune_basis])
+def test_a_kernel_of_a_linear_layer_is_an_edge(prune: Callable[..., PruningReport]) -> None:
+    torch.manual_seed(0)
+    layer = KANLinear(4, 3)
+    other = copy.deepcopy(layer)
+    assert prune(layer, 0.5, granularity="kernel") == prune(other, 0.5, granularity="edge")
+    assert torch.equal(layer.weight, other.weight)
 
 
 def test_kernels_go_as_a_whole() -> None:
