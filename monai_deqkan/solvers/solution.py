@@ -57,6 +57,20 @@ class SolveStatistics:
         """Whether each sample reached the tolerance, bool of shape ``(B,)``."""
         return self.status == SolveStatus.CONVERGED
 
+    @property
+    def contraction_estimate(self) -> Tensor:
+        """Mean factor (geometric) by which each sample's residual shrank per evaluation at the end, ``(B,)``.
+
+        Over its last four steps or fewer, NaN where it made none. That of plain iteration tends to the spectral radius
+        of the map's Jacobian; that of an accelerated method tells how much the acceleration gains.
+        """
+        last = (self.history.isfinite() & (self.history > 0)).sum(0) - 1
+        if self.history.shape[0] < 2:
+            return torch.full_like(self.residual, float("nan"))
+        first = (last - 4).clamp_min(0)
+        ends, starts = (self.history.gather(0, rows.clamp_min(0)[None])[0] for rows in (last, first))
+        return ((ends / starts) ** (1.0 / (last - first).clamp_min(1))).where(last > 0, float("nan"))
+
     def report_failure(self, on_failure: str, what: str) -> None:
         """Warn, raise or stay silent about samples that did not converge, as ``on_failure`` says.
 

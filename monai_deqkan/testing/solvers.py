@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ def check_solver(solver: FixedPointSolver) -> None:
     """Check that a solver keeps the promises that the rest of the package relies on.
 
     It must solve a contraction (in float32, float64 and complex64, as a tuple too), count and limit evaluations, give
-    the same result for a sample alone and in a batch, not depend on the unit of the state, survive a NaN in another
-    sample, and leave its settings alone.
+    the same result for a sample alone and in a batch, not depend on the unit of the state, survive a NaN or divergence
+    in another sample, report what it did not solve, and refuse settings that it does not know.
 
     Args:
         solver: the solver, with settings of a user's choice; tolerances and limits are replaced.
@@ -59,11 +60,24 @@ def check_solver(solver: FixedPointSolver) -> None:
         _require(int(mixed.stats.status[2]) == SolveStatus.NON_FINITE, "a NaN is reported as such")
         _require(bool(torch.isfinite(_tensor(mixed.z)).all()), "the best finite iterate is returned after a NaN")
 
+    made_anew: Any = type(solver)
+    try:
+        made_anew(max_itr=3)
+    except TypeError:
+        pass
+    else:
+        _require(False, "a misspelt setting raises a TypeError")
+    _check_hard_maps(replace(solver, rtol=1e-4, atol=0.0, max_iter=100, on_failure="ignore"))
+
     f, x = _problem(4, 12, torch.float32)
     tight = replace(solver, rtol=1e-4, atol=0.0, max_iter=200, on_failure="ignore")
-    for unit in (1e-6, 1e6):
+    counts = []
+    for unit in (1e-4, 1.0, 1e3):
         scaled = solve_fixed_point(lambda z, x, s=unit: s * f(z / s, x / s), torch.zeros_like(x), tight, x * unit)
         _require(bool(scaled.converged.all()), f"a state in a unit of {unit:g} is solved too")
+        counts.append(scaled.stats.evaluations)
+    spread = torch.stack(counts).amax(0) - torch.stack(counts).amin(0)
+    _require(bool((spread <= 1).all()), "the number of evaluations does not depend on the unit of the state")
     for limit in (0, 1, 2):
         limited = solve_fixed_point(f, torch.zeros_like(x), replace(tight, max_iter=limit, rtol=0.0), x)
         _require(bool((limited.stats.evaluations == limit).all()), "max_iter counts evaluations and is kept")
@@ -75,6 +89,35 @@ def check_solver(solver: FixedPointSolver) -> None:
     )
     pair = solve_fixed_point(lambda z, x: (0.5 * z[0] + x, 0.5 * z[1] + z[0][:, :2]), (x * 0, x[:, :2] * 0), tight, x).z
     _require(torch.allclose(pair[0], 2 * x, rtol=1e-3, atol=1e-3), "a state that is a tuple is solved")
+
+
+def _check_hard_maps(solver: FixedPointSolver) -> None:
+    """Check a batch with a sample that has no fixed point, and a map that expands around its own."""
+    f, x = _problem(3, 12, torch.float32)
+    lost = torch.tensor([[0.0], [1.0], [0.0]])
+
+    def with_lost(z: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+        return f(z, data[0]) + data[1] * (3.0 + 1e3 * z.abs())
+
+    alone = solve_fixed_point(f, torch.zeros_like(x), solver, x)
+    mixed = solve_fixed_point(with_lost, torch.zeros_like(x), solver, (x, lost))
+    others = torch.tensor([0, 2])
+    _require(
+        torch.allclose(_tensor(mixed.z)[others], _tensor(alone.z)[others], rtol=0, atol=1e-2)
+        and bool(((mixed.stats.evaluations - alone.stats.evaluations)[others].abs() <= 1).all()),
+        "a diverging sample leaves the others intact",
+    )
+    _require(not bool(mixed.converged[1]), "a sample without a fixed point is not reported as solved")
+    _require(bool(torch.isfinite(_tensor(mixed.z)).all()), "the best finite iterate is returned after divergence")
+
+    matrix = torch.randn(8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrix = (3.0 * matrix / torch.linalg.eigvals(matrix).abs().max()).float()
+    x = x[:, :8]
+    solution = solve_fixed_point(lambda z, x: z @ matrix.to(z.device) + x, torch.zeros_like(x), solver, x)
+    z = _tensor(solution.z)
+    image = z @ matrix + x
+    solved = torch.linalg.vector_norm(image - z, dim=1) <= 2 * solver.rtol * torch.linalg.vector_norm(image, dim=1)
+    _require(bool((solved | ~solution.converged).all()), "a map of spectral radius 3 is solved or reported as unsolved")
 
 
 def _tensor(state: Tensor | tuple[Tensor, ...]) -> Tensor:
