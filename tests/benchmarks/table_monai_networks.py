@@ -2,7 +2,7 @@
 
 python tests/benchmarks/table_monai_networks.py [--only NAME ...] [--write docs/how-to/kan-in-monai-networks.md]
 
-Takes about ten minutes on one core. The networks are small ones of each kind, the weights random, the data noise.
+Takes tens of minutes on one core. The networks are small ones of each kind, the weights random, the data noise.
 Networks with attention need einops.
 """
 
@@ -208,8 +208,10 @@ CASES: list[Case] = [
         for dims in (2, 3)
     ),
     *spatial("DenseNet", nets.DenseNet, 32, out_channels=2, init_features=4, growth_rate=4, block_config=(2, 2)),
-    *spatial("SENet", nets.SENet, 32, None, block="se_resnet_bottleneck", layers=[1, 1, 1, 1], groups=1,
-             reduction=16, inplanes=8, num_classes=2)[:1],
+    Case("SENet", 2, nets.SENet, {
+        "spatial_dims": 2, "in_channels": 1, "block": "se_resnet_bottleneck", "layers": [1, 1, 1, 1], "groups": 1,
+        "reduction": 16, "inplanes": 8, "num_classes": 2,
+    }, ((2, 1, 32, 32),), grid=FEWEST),
     *spatial("EfficientNet", nets.EfficientNetBN, 32, None, model_name="efficientnet-b0", pretrained=False,
              num_classes=2)[:1],
     Case("Regressor", 2, nets.Regressor, {"in_shape": (1, 16, 16), "out_shape": (2,), **HEAD},
@@ -347,7 +349,9 @@ def examine(case: Case, quick: bool = False) -> Result:
     """Try everything on one network; ``quick`` leaves script and export out."""
     result, started = Result(case), time.perf_counter()
     inputs = case.inputs()
-    original = settled(case.build(), inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        original = settled(case.build(), inputs)
     facts, record = result.facts, list[KANReplacement]()
     with attempt(result, "to_kan"):
         network = to_kan(original, record=record, **case.grid)
