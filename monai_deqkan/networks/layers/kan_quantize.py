@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from monai_deqkan._checks import check_int
+from monai_deqkan._checks import check_finite, check_int
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain, weight_parametrizations
@@ -58,7 +58,7 @@ def quantize_kan(network: nn.Module, bits: int = 8) -> nn.Module:
         The copy. :func:`compare_outputs` measures its error.
 
     Raises:
-        ValueError: if ``bits`` is out of its range, or the network is quantized already.
+        ValueError: if ``bits`` is out of its range, the network is quantized already, or a weight is not finite.
 
     Example:
         >>> from monai_deqkan.networks.layers import KANLinear
@@ -99,6 +99,7 @@ def _is_quantized(layer: KANLayer) -> bool:
 
 def _quantize(layer: KANLayer, largest: int) -> None:
     weight = layer.weight.detach()
+    check_finite("layer.weight", weight, "Integers cannot hold them; reload the layer.")  # as integers, NaN are zeros
     parts = weight.unflatten(1, (layer.num_features, -1)).flatten(2)  # (out, F, in / groups * kernel elements)
     if parts.shape[2] < _FEW:
         parts = parts.flatten(1).unsqueeze(1)

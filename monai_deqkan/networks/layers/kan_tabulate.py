@@ -3,13 +3,14 @@
 # No postponed annotations here: torch.jit.script cannot read them.
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int
+from monai_deqkan._checks import check_finite, check_int
 from monai_deqkan.networks.layers.basis import Basis, needs_float32
 from monai_deqkan.networks.layers.harmonic_basis import FourierBasis
 from monai_deqkan.networks.layers.kan_channels import grid_ends
@@ -233,7 +234,7 @@ def edge_tables(
         The tables.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or a weight is not finite.
 
     Example:
         >>> from monai_deqkan.networks.layers import KANLinear
@@ -247,9 +248,10 @@ def edge_tables(
         ends = grid_ends(layer)
         input_range = float(ends.min()), float(ends.max())
     low, high = input_range
-    if not low < high:
-        raise ValueError(f"`input_range` must be increasing; got {(low, high)}. Swap or spread its ends.")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"`input_range` must be increasing and finite; got {(low, high)}. Swap or spread its ends.")
     weight = layer.weight
+    check_finite("layer.weight", weight, "Integers cannot hold them; reload the layer.")  # as integers, NaN are zeros
     values = layer.edge_functions(torch.linspace(low, high, resolution + 1, dtype=weight.dtype, device=weight.device))
     largest = 2 ** (bits - 1) - 1
     peak = values.abs().amax(dim=0)

@@ -99,3 +99,11 @@ def test_wrong_arguments() -> None:
         quantize_kan(KANLinear(2, 2), 1)
     with pytest.raises(ValueError, match="already"):
         quantize_kan(quantize_kan(KANLinear(2, 2)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    network = nn.Sequential(KANLinear(3, 2), KANActivation(2))
+    network[0].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"`layer\.weight` must be finite; 1 of 54"):
+        quantize_kan(network)

@@ -168,3 +168,12 @@ def test_wrong_arguments() -> None:
         edge_tables(KANLinear(2, 2), input_range=(1.0, math.nan))
     with pytest.raises(ValueError, match="at most 8"):
         edge_tables(KANLinear(2, 2), bits=16)
+
+
+def test_edge_tables_of_what_no_integer_holds() -> None:
+    with pytest.raises(ValueError, match="increasing and finite"):
+        edge_tables(KANLinear(2, 2), input_range=(0.0, math.inf))
+    layer = KANLinear(2, 2)
+    nn.init.constant_(layer.weight[0], math.nan)
+    with pytest.raises(ValueError, match=r"`layer\.weight` must be finite; 18 of 36"):
+        edge_tables(layer)
