@@ -230,6 +230,13 @@ class KANLayer(nn.Module):
         self.basis = basis
         self.basis_values = basis.module()
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Note beside the version what the shape of the packed weight does not tell."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            note = destination._metadata.setdefault(prefix[:-1], {})
+            note["num_features"], note["has_base"] = self.num_features, self.has_base
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -250,20 +257,30 @@ class KANLayer(nn.Module):
             self.input_scale = self.input_shift = None
         saved = state_dict.get(prefix + "weight")
         if isinstance(saved, Tensor) and "weight" in self._parameters:
+            if local_metadata.get("has_base", self.has_base) != self.has_base:
+                error_msgs.append(
+                    f"{prefix}weight was saved {'without' if self.has_base else 'with'} a base term; this layer has "
+                    f"{'one' if self.has_base else 'none'}. Build it with the `base_activation` of the saved one."
+                )
             try:
-                self._fit_basis_to(saved.shape)
+                self._fit_basis_to(saved.shape, local_metadata.get("num_features"))
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix}weight has another number of basis functions: {error}")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _fit_basis_to(self, shape: torch.Size) -> None:
-        """Resize the basis so that a weight of this shape can be loaded; leave it where that alone would not do."""
+    def _fit_basis_to(self, shape: torch.Size, num_features: int | None) -> None:
+        """Resize the basis so that a weight of this shape can be loaded; leave it where that alone would not do.
+
+        Where ``num_features`` of the saved layer are not known, those of other inputs can pass for more functions.
+        """
         weight = self.weight
         columns = weight.shape[1] // self.num_features
         fits_else = len(shape) == weight.dim() and shape[0] == weight.shape[0] and shape[2:] == weight.shape[2:]
         if not fits_else or shape == weight.shape or shape[1] % columns:
+            return
+        if num_features is not None and shape[1] != num_features * columns:
             return
         num_basis = shape[1] // columns - int(self.has_base)
         self._replace_basis(self.basis.resized(num_basis), weight.new_empty(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -135,6 +136,25 @@ def test_input_map_is_saved_copied_and_reset() -> None:
         fresh.load_state_dict(state)
     layer.set_input_map(None, None)
     torch.testing.assert_close(layer(x), make("conv2d")(x))
+
+
+def test_weights_of_other_inputs_do_not_pass_for_more_functions() -> None:
+    """36 columns are 4 inputs of 9 features, not 1 of 36; also from a file."""
+    file = io.BytesIO()
+    torch.save(nn.Sequential(KANConv2d(4, 2, 3)).state_dict(), file)
+    file.seek(0)
+    network = nn.Sequential(KANConv2d(1, 2, 3))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        network.load_state_dict(torch.load(file, weights_only=True))
+    assert network[0].basis == BSplineBasis()
+
+
+@pytest.mark.parametrize("base", ["silu", None])
+def test_weights_with_and_without_base_term_are_not_taken_for_each_other(base: str | None) -> None:
+    saved = KANLinear(4, 3, base_activation=base).state_dict()
+    layer = KANLinear(4, 3, grid_size=5, base_activation=None if base else "silu")
+    with pytest.raises(RuntimeError, match=f"saved {'with' if base else 'without'} a base term"):
+        layer.load_state_dict(saved)
 
 
 def test_wrong_input_maps() -> None:
