@@ -59,6 +59,11 @@ def _is_kan_layer(module: nn.Module) -> bool:
     return all(hasattr(type(module), name) for name in ("coefficients", "base_weight", "edge_functions"))
 
 
+def _wide(weight: Tensor) -> Tensor:
+    """Return a weight of half precision in float32: the squares of small ones would be zero, of large ones infinite."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+
+
 class KANSparsityLoss(KANPenalty):
     r"""Penalize the magnitudes of edges, so that few remain, and the entropy of their distribution.
 
@@ -97,10 +102,11 @@ class KANSparsityLoss(KANPenalty):
 
     def layer_penalty(self, layer: Any) -> Tensor:
         """Return the penalty of one layer."""
-        squares = layer.coefficients.square().sum(dim=1)
-        count = layer.coefficients.shape[1]
-        if layer.base_weight is not None:
-            squares = squares + layer.base_weight.square()
+        coefficients, base_weight = _wide(layer.coefficients), layer.base_weight
+        squares = coefficients.square().sum(dim=1)
+        count = coefficients.shape[1]
+        if base_weight is not None:
+            squares = squares + _wide(base_weight).square()
             count += 1
         squares = squares / count
         # sqrt(s + eps^2) - eps, written without a difference: zero at zero, and with a gradient of zero there.
@@ -145,7 +151,7 @@ class KANSmoothnessLoss(KANPenalty):
 
     def layer_penalty(self, layer: Any) -> Tensor:
         """Return the penalty of one layer."""
-        coefficients = layer.coefficients
+        coefficients = _wide(layer.coefficients)
         if hasattr(layer.basis, "spline_order"):
             second = coefficients.diff(n=2, dim=1)
             return self.weight * (second.square().mean() if second.numel() else coefficients.sum() * 0.0)
@@ -187,7 +193,7 @@ class KANL2Loss(KANPenalty):
 
     def layer_penalty(self, layer: Any) -> Tensor:
         """Return the penalty of one layer."""
-        return self.weight * layer.coefficients.square().mean()
+        return self.weight * _wide(layer.coefficients).square().mean()
 
     def extra_repr(self) -> str:
         """Show the weight."""

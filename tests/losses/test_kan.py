@@ -230,3 +230,22 @@ def test_bad_input_is_rejected():
         RegularizedLoss("mse", KANLinear(2, 2))
     with pytest.raises(TypeError, match="`network` must be"):
         RegularizedLoss(nn.MSELoss(), "net")
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: type(penalty).__name__)
+def test_half_precision_neither_overflows_nor_divides_by_zero(penalty):
+    layer = KANLinear(3, 4, dtype=torch.float64)
+    torch.nn.init.normal_(layer.weight, std=1000.0)
+    with torch.no_grad():
+        layer.weight[0] = 0.0  # edges of zeros
+    half = KANLinear(3, 4)
+    half.load_state_dict(layer.state_dict())
+    half.half()
+    value = penalty(half)
+    assert value.item() == pytest.approx(penalty(layer).item(), rel=1e-2)
+    value.backward()
+    zeros = KANLinear(3, 4).half()
+    torch.nn.init.zeros_(zeros.weight)
+    penalty(zeros).backward()
+    assert torch.isfinite(half.weight.grad).all()
+    assert torch.isfinite(zeros.weight.grad).all()
