@@ -95,9 +95,10 @@ class AutoSolver(SecantSolver):
         step, secant, previous = state.step + 1, state.secant, state.z
         state = replace(state, step=step, z=z)
         if (step - 2) % self.check_every == 0:
-            slow = ~(state.norm <= self.fast_factor * state.before)
-            if bool(slow.any()):
-                begins = slow if secant is None else slow & (secant.method == _PLAIN)
+            begins = ~(state.norm <= self.fast_factor * state.before)
+            if secant is not None:
+                begins = begins & (secant.method == _PLAIN)
+            if bool(begins.any()):
                 secant = self._with_started(state, previous, begins)
                 state = replace(
                     state,
