@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from bench_solvers import header, matrix, mri_problem, row, verdicts
@@ -119,6 +120,10 @@ def peak_mib(step: Callable[[], None]) -> float:
     return peak / 2**20
 
 
+def _all_steps(count: int) -> dict[str, Any]:
+    return {"rtol": 0.0, "max_iter": count, "on_failure": "ignore"}
+
+
 def bench_memory() -> None:
     """Peak of a training step, forward and backward with as many steps each; the optimizer is left out."""
     problem, steps = mri_problem(96, 2, 2), (10, 30, 50)
@@ -126,9 +131,8 @@ def bench_memory() -> None:
     peaks: dict[str, list[float]] = {}
 
     def train(adjoint: Adjoint, count: int) -> float:
-        forward = (AndersonSolver if isinstance(adjoint, ImplicitAdjoint) else FixedPointIteration)(
-            rtol=0.0, max_iter=count, on_failure="ignore"
-        )
+        method = AndersonSolver if isinstance(adjoint, ImplicitAdjoint) else FixedPointIteration
+        forward = method(**_all_steps(count))
         layer = DEQLayer(cell, forward, adjoint)
         cell.zero_grad()
         return peak_mib(lambda: layer(x, problem.z0).square().sum().backward())
@@ -140,13 +144,15 @@ def bench_memory() -> None:
         return peak_mib(lambda: layer(lambda z: cell(z, x), problem.z0)[0][-1].square().sum().backward())
 
     header("Peak memory of a training step, MiB; DE-Prox MRI, 96 x 96, DnCNN 17 x 64", "steps", *map(str, steps))
-    backward = (AndersonSolver(rtol=0.0, max_iter=count, on_failure="ignore") for count in steps)
-    peaks["ours, implicit"] = [train(ImplicitAdjoint(solver=s), n) for s, n in zip(backward, steps, strict=True)]
-    peaks["ours, unrolled"] = [train(UnrolledAdjoint(), count) for count in steps]
+    runs: dict[str, Callable[[int], float]] = {
+        "ours, implicit": lambda count: train(ImplicitAdjoint(solver=AndersonSolver(**_all_steps(count))), count),
+        "ours, unrolled": lambda count: train(UnrolledAdjoint(), count),
+    }
     if get_deq is not None:
-        peaks["torchdeq, implicit"] = [train_torchdeq(count) for count in steps]
-    for name, values in peaks.items():
-        row(name, *(f"{value:.0f}" for value in values))
+        runs["torchdeq, implicit"] = train_torchdeq
+    for name, peak in runs.items():
+        peaks[name] = [peak(count) for count in steps]
+        row(name, *(f"{value:.0f}" for value in peaks[name]))
     ours, unrolled = peaks["ours, implicit"], peaks["ours, unrolled"]
     verdicts(
         ("implicit, 50 steps over 30", ours[2] / ours[1], 1.2),
