@@ -202,10 +202,13 @@ class _Plan:
     line: Tensor  # (K,) coefficients of the straight line t
     line_error: float
 
-    def replace(self, old: Any) -> tuple[nn.Module, float]:
-        """Return the KAN layer for ``old`` and the error of its functions."""
+    def replace(self, old: Any, like: Tensor | None) -> tuple[nn.Module, float]:
+        """Return the KAN layer for ``old`` and the error of its functions.
+
+        ``like`` is the parameter whose dtype and device an activation without parameters works on.
+        """
         if isinstance(old, _ACTIVATIONS):
-            return self._activation(old)
+            return self._activation(old, like)
         new = self._layer(old)
         with torch.no_grad():
             if not self.imitate:
@@ -236,7 +239,7 @@ class _Plan:
             setattr(new, name, nn.Parameter(torch.empty_like(parameter, device=old.weight.device)))
         return new.to(old.weight.device)
 
-    def _activation(self, old: nn.Module) -> tuple[nn.Module, float]:
+    def _activation(self, old: nn.Module, like: Tensor | None) -> tuple[nn.Module, float]:
         """Return the KAN activation for ``old``: as it starts by itself, or fitted with or without the base term."""
         number = old.num_parameters if isinstance(old, nn.PReLU) else 1
         with torch.random.fork_rng(devices=[]):
@@ -259,6 +262,8 @@ class _Plan:
         parameter = next(old.parameters(), None)
         if parameter is not None:
             new = new.to(parameter).requires_grad_(parameter.requires_grad)
+        elif like is not None:
+            new = new.to(like)
         return new.train(old.training), error
 
 
@@ -358,7 +363,11 @@ def to_kan(
     found: list[KANReplacement] = []
     new: dict[nn.Module, nn.Module] = {}
     reasons = _Reasons(network)
+    like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), None)
     for name, module in network.named_modules():
+        # The last module with parameters is what most likely comes before an activation without any.
+        own = module.parameters(recurse=False)
+        like = next((parameter for parameter in own if parameter.is_floating_point()), like)
         if not isinstance(module, plan.kinds):
             continue
         reason = "skipped as asked" if must_skip(name, module) else reasons.find(module)
@@ -368,7 +377,7 @@ def to_kan(
             reason = "it is the network itself, which cannot be replaced in place"
         error = 0.0
         if not reason:
-            new[module], error = plan.replace(module)
+            new[module], error = plan.replace(module, like)
         found.append(KANReplacement(name, type(module).__name__, not reason, reason, error))
     if not new:
         raise ValueError(f"Nothing in {type(network).__name__} was replaced by KAN layers: {_explain(found)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import sys
 import threading
@@ -467,3 +468,14 @@ def test_networks_are_scripted_and_exported_as_before(case: Any) -> None:
     facts = TABLE.examine(case).facts
     for fact in ("scripts", "exports"):
         assert facts[f"{fact} (KAN)"] or not facts[f"{fact} (original)"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_activations_without_parameters_take_dtype_and_device_of_their_neighbor(dtype: torch.dtype) -> None:
+    network = nn.Sequential(nn.ReLU(), nn.Conv1d(2, 2, 1), nn.GELU()).to(dtype)
+    kan = to_kan(network, activations=True)
+    assert {parameter.dtype for parameter in kan.parameters()} == {dtype}
+    x = torch.rand(1, 2, 9, dtype=dtype)
+    torch.testing.assert_close(kan(x), network(x), atol=0.2, rtol=0.0)
+    meta = to_kan(copy.deepcopy(network).to("meta"), activations=True)
+    assert {parameter.device.type for parameter in meta.parameters()} == {"meta"}
