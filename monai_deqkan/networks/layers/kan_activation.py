@@ -327,4 +327,5 @@ class KANActivation(nn.Module):
                 f"KANActivation(num_parameters={self.num_parameters}) needs as many channels on axis 1; "
                 f"got shape {list(input.shape)}. Use num_parameters=1 to share one function."
             )
-        return self.functions(input.reshape(input.shape[0], self.num_parameters, -1)).reshape(input.shape)
+        x = input.flatten(2) if input.dim() > 2 else input.unsqueeze(2)  # not by a size of -1: batches may be empty
+        return self.functions(x).reshape(input.shape)

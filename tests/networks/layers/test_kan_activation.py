@@ -145,3 +145,16 @@ def test_wrong_use() -> None:
         KANActivation(0)
     with pytest.raises(TypeError, match="inplace"):
         KANActivation(inplace=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("num_parameters", [1, 3])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 5), (2, 3, 0)])
+def test_empty_inputs(num_parameters: int, shape: tuple[int, ...]) -> None:
+    act = KANActivation(num_parameters)
+    x = torch.zeros(shape, requires_grad=True)
+    y = act(x)
+    assert y.shape == shape
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
+    assert torch.equal(act.functions.weight.grad, torch.zeros_like(act.functions.weight))
