@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,17 +83,18 @@ def anderson_weights(gram: Tensor, newest: int, regularization: float) -> Tensor
         regularization: :math:`\lambda`.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    used = diagonal > 0
-    used[:, newest] = False
     # Rows without a difference become those of the identity, and get the weight zero.
-    scale = diagonal.where(used, 1.0).rsqrt().where(used, 0.0)
+    diagonal = diagonal.where(diagonal > 0, float("inf"))
+    diagonal[:, newest] = float("inf")
+    scale = diagonal.rsqrt()
     matrix = gram * scale[:, :, None] * scale[:, None, :]
     matrix.diagonal(dim1=-2, dim2=-1).fill_(1.0 + regularization)
-    solution, info = torch.linalg.solve_ex(matrix, (gram[:, newest] * scale)[:, :, None])
-    return finite_or_zero(solution[:, :, 0] * scale, info)
+    solution, _ = torch.linalg.solve_ex(matrix, (gram[:, newest] * scale)[:, :, None])
+    return finite_or_zero(solution[:, :, 0] * scale)
 
 
-def finite_or_zero(gamma: Tensor, info: Tensor) -> Tensor:
-    """Return weights ``(B, m)``, zero for samples whose system could not be solved."""
-    usable = (info == 0) & gamma.isfinite().all(dim=1)
-    return gamma if bool(usable.all()) else gamma.where(usable[:, None], 0.0)
+def finite_or_zero(gamma: Tensor) -> Tensor:
+    """Return weights ``(B, m)``, zero for samples whose system could not be solved: they are infinite or NaN."""
+    if math.isfinite(float(gamma.detach().sum())):
+        return gamma
+    return gamma.where(gamma.isfinite().all(dim=1, keepdim=True), 0.0)

@@ -107,5 +107,5 @@ def broyden_weights(overlaps: Tensor, curvatures: Tensor, newest: int, damping: 
     later = age[:, None] < age[None, :]  # the row's pair is later than the column's
     matrix = (overlaps.where(later, 0.0) - beta * curvatures) * scale[:, :, None] * scale[:, None, :]
     matrix = matrix + torch.diag_embed((~used).to(matrix.dtype))
-    solution, info = torch.linalg.solve_ex(matrix, (curvatures[:, :, newest] * scale)[:, :, None])
-    return finite_or_zero(-beta[..., 0] * solution[:, :, 0] * scale, info)
+    solution, _ = torch.linalg.solve_ex(matrix, (curvatures[:, :, newest] * scale)[:, :, None])
+    return finite_or_zero(-beta[..., 0] * solution[:, :, 0] * scale)

@@ -44,7 +44,8 @@ def inner_products(vectors: Tensor, rows: Tensor) -> Tensor:
         whole = rows.shape[2] - rows.shape[2] % _CHUNK
         left, right = (part[..., :whole].unflatten(2, (-1, _CHUNK)).transpose(1, 2) for part in (vectors, rows))
         # Sample by sample: (N / chunk, m, chunk) is a view, with the samples in front it would be a copy.
-        sums = torch.stack([torch.bmm(a, b.mT).sum(0, dtype=torch.float64) for a, b in zip(left, right, strict=True)])
+        pairs = zip(left.unbind(), right.unbind(), strict=True)
+        sums = torch.stack([torch.bmm(a, b.mT).sum(0, dtype=torch.float64) for a, b in pairs])
         if whole < rows.shape[2]:
             sums = sums + vectors[..., whole:].double() @ rows[..., whole:].double().mT
         if _in_range(sums.detach().abs().amax(dim=2), _SMALL**2, _LARGE**2):

@@ -115,8 +115,10 @@ class SecantSolver(FixedPointSolver):
             state = replace(state, products=products)
         coefficients[:, newest] = 1.0
         z_next = _combined(coefficients, state.f)
-        if bool((state.damping != 0).any()):
+        if bool(state.damping.any()):
             z_next = z_next - state.damping.to(z.dtype)[:, None] * _combined(coefficients, state.g)
+        if state.norm is state.best_norm:
+            return z_next, state
         restart = state.norm > self.growth_limit(state) * state.best_norm
         return self._restarted(state, z_next, restart, newest) if bool(restart.any()) else (z_next, state)
 
