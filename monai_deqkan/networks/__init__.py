@@ -9,6 +9,7 @@ from monai_deqkan.networks.certificate import (
     check_contraction,
 )
 from monai_deqkan.networks.convert import KANReplacement, kan_convolutions, to_kan
+from monai_deqkan.networks.export import export_error, prepare_for_export
 
 __all__ = [
     "Certificate",
@@ -18,8 +19,10 @@ __all__ = [
     "blocks",
     "certify",
     "check_contraction",
+    "export_error",
     "kan_convolutions",
     "layers",
     "nets",
+    "prepare_for_export",
     "to_kan",
 ]

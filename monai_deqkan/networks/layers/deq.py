@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._functorch.config
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_deqkan.adjoints import ADJOINTS, Adjoint
@@ -21,7 +24,9 @@ class DEQLayer(nn.Module):
 
     The injection ``x`` is computed once, outside. The solve runs without autocast, in float32 at least (in half
     precision a solver with a useful tolerance does not converge), with the cell's normalized weights computed once.
-    Solve statistics go to open :class:`~monai_deqkan.solvers.SolveRecorder` blocks.
+    Solve statistics go to open :class:`~monai_deqkan.solvers.SolveRecorder` blocks. A MetaTensor is solved as a plain
+    tensor, which is faster, and the equilibrium gets its metadata. The cell may be compiled, ``torch.compile(cell)``;
+    torch's setting ``torch._functorch.config.donated_buffer`` then becomes False, as its backward pass is repeated.
 
     Args:
         cell: module ``cell(z, x) -> z'`` that keeps the shape of ``z``, treats samples independently and is constant
@@ -74,13 +79,20 @@ class DEQLayer(nn.Module):
         Raises:
             TypeError: if there is neither a ``z0`` nor a way to make one.
         """
+        meta = next((part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, MetaTensor)), None)
         x = _at_least_float32(x)
         start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
         device = (start if isinstance(start, Tensor) else start[0]).device
+        if _is_compiled(self.cell):
+            # A backward solve goes through the graph of one evaluation many times, and torch asks for this also then.
+            torch._functorch.config.donated_buffer = False
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(frozen_weights(self.cell))
-            return self.adjoint.solve(self.cell, start, self.solver, x)
+            solution = self.adjoint.solve(self.cell, start, self.solver, x)
+        if meta is None or not isinstance(solution.z, Tensor):
+            return solution
+        return replace(solution, z=MetaTensor(solution.z).copy_meta_from(meta))
 
     def extra_repr(self) -> str:
         """Name the solver and the adjoint with their settings."""
@@ -99,9 +111,17 @@ class DEQLayer(nn.Module):
 
 
 def _at_least_float32(value: Any) -> Any:
-    """Raise half-precision tensors to float32, within tuples too."""
+    """Raise half-precision tensors to float32, and take metadata off, within tuples too."""
     if isinstance(value, Tensor):
+        value = value.as_subclass(Tensor)
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     if isinstance(value, (tuple, list)):
         return tuple(_at_least_float32(item) for item in value)
     return value
+
+
+def _is_compiled(cell: nn.Module) -> bool:
+    return any(
+        isinstance(part, torch._dynamo.OptimizedModule) or part._compiled_call_impl is not None
+        for part in cell.modules()
+    )

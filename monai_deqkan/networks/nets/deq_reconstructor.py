@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_finite, check_int, check_spatial_dims, check_tensor
@@ -96,18 +97,23 @@ class DEQReconstructor(nn.Module):
             TypeError: if ``kspace`` is no tensor.
             ValueError: if shapes do not fit or values are not finite.
         """
+        meta = kspace if isinstance(kspace, MetaTensor) else None
         kspace = self._checked(kspace)
+        mask, sensitivity_maps = (
+            data.as_subclass(Tensor) if isinstance(data, MetaTensor) else data for data in (mask, sensitivity_maps)
+        )
         with torch.no_grad(), torch.autocast(kspace.device.type, enabled=False):
             if sensitivity_maps is not None:
                 sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").detach().to(kspace.dtype)
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
-            unit = _brightness(reference)
+            unit = brightness(reference)
             measurement = Measurement.of(operator, kspace / unit)
-        return cast(Tensor, self.equilibrium((measurement, reference / unit))) * unit
+        image = cast(Tensor, self.equilibrium((measurement, reference / unit))) * unit
+        return image if meta is None else cast(Tensor, MetaTensor(image).copy_meta_from(meta))
 
     def _checked(self, kspace: Tensor) -> Tensor:
-        kspace = as_complex(check_tensor("kspace", kspace))
+        kspace = as_complex(check_tensor("kspace", kspace).as_subclass(Tensor))
         if kspace.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"`kspace` must have shape (B, K, {', '.join('DHW'[3 - self.spatial_dims :])}), complex, or with a "
@@ -125,7 +131,7 @@ def _prior(name: str, spatial_dims: int, num_layers: int | None, features: int |
     return DnCNN(spatial_dims, 2, 2, residual=False, spectral_norm="certified", **chosen)
 
 
-def _brightness(image: Tensor) -> Tensor:
+def brightness(image: Tensor) -> Tensor:
     """Return the root mean square of a complex image, weighted by its own power: ``(B, 1, *ones)``.
 
     Unlike the plain one it hardly depends on how much empty background there is. One for an empty image.
@@ -134,6 +140,6 @@ def _brightness(image: Tensor) -> Tensor:
     peak = image.abs().flatten(1).amax(dim=1)
     peak = torch.where(peak > 0, peak, torch.ones_like(peak))
     power = (image.flatten(2) / peak[:, None, None]).square().sum(dim=1)
-    mean = power.square().sum(dim=1) / power.sum(dim=1).clamp_min(torch.finfo(power.dtype).tiny)
+    mean = power.square().sum(dim=1) / power.sum(dim=1).clamp_min(1e-37)
     unit = torch.where(mean > 0, mean.sqrt(), torch.ones_like(mean)) * peak
-    return unit.view(-1, *[1] * (image.ndim - 1))
+    return unit.view([-1] + [1] * (image.dim() - 1))
