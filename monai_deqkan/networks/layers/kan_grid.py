@@ -43,7 +43,7 @@ class GridRefit:
         old_num_basis: number of basis functions before.
         num_basis: number after; larger where the function could not be kept otherwise.
         channel_change: root mean square change of each channel's edge functions, base term included, relative to
-            theirs, over the inputs within ``new_range``; shape ``(in,)``.
+            theirs, over the inputs within ``new_range``, or over all where a channel kept its grid; shape ``(in,)``.
         relative_change: the same of all channels together.
         outside_before: share of the finite inputs outside the old grid.
         outside_after: share outside the new one.
@@ -96,7 +96,8 @@ def refit_grid(
 
     **How much the function changes** is decided on the data, channel by channel: where it would be more than
     ``max_change``, the basis is refined by a factor of 2, 3, ... up to ``max_growth``, and where that does not help,
-    the channel keeps its grid. Channels without finite inputs keep theirs, too, and so do constant ones (all inputs
+    the channel keeps its grid. Where a finer basis would change a channel that keeps its grid by more than
+    ``max_change`` over all its inputs, also those outside of the grid, the basis keeps its size. Channels without finite inputs keep theirs, too, and so do constant ones (all inputs
     equal up to 16 roundings of the weight's dtype); a constant outside the grid moves the grid, unscaled, around it.
 
     Args:
@@ -164,14 +165,10 @@ def _refit(layer: KANLayer, rows: Tensor, settings: _RefitSettings, name: str) -
     new_map = torch.where(stay, old_map, new_map)  # (2, C)
     fit = _Fit(layer, rows, edges, old_map, settings)
 
-    best, least_change = fit.search(new_map, stay)
-    if bool(best.fails.any()):
-        for channel in best.fails.nonzero().flatten().tolist():
-            kept[channel] = f"the functions would change by {float(least_change[channel]):.1%} at least"
-        stay |= best.fails
-        new_map = torch.where(stay, old_map, new_map)
-        basis = old_basis if bool(stay.all()) else best.basis
-        best = fit.solve(basis, new_map, stay)
+    best, failed = fit.settle(new_map, stay)
+    kept |= failed
+    stay[list(failed)] = True
+    new_map = torch.where(stay, old_map, new_map)
 
     before = grid_ends(layer)
     outside_before = _outside(layer, rows)
@@ -206,7 +203,8 @@ class _Solved:
     edges: Tensor  # (C, K', E)
     change: Tensor  # (C,)
     total_change: float
-    fails: Tensor  # (C,), where the change is too large
+    fails: Tensor  # (C,), where the grid moves and the change is too large
+    spoils: Tensor  # (C,), where the grid stays and the change is too large
 
 
 class _Fit:
@@ -221,6 +219,24 @@ class _Fit:
         self.data = column_quantiles(rows, probabilities).t()  # (C, P)
         base = layer.base_weight
         self.base = None if base is None else channel_edges(layer, base.detach().double().unsqueeze(1))  # (C, 1, E)
+
+    def settle(self, new_map: Tensor, stay: Tensor) -> tuple[_Solved, dict[int, str]]:
+        """Fit and let the channels that fail stay, too; return the fit and why each of them failed."""
+        best, least_change = self.search(new_map, stay)
+        fails, reason = best.fails, "at least"
+        if bool(fails.any()):
+            best = self._solve_without(best.basis, new_map, stay | fails)
+        if bool(best.spoils.any()):  # the finer functions fade sooner outside of the grid
+            first = self.solve(self.layer.basis, new_map, stay)
+            fails, least_change = first.fails, first.change
+            reason = "on a grid of this size, and a finer one would change channels that keep theirs"
+            best = self._solve_without(self.layer.basis, new_map, stay | fails)
+        indices = fails.nonzero().flatten().tolist()
+        return best, {i: f"the functions would change by {float(least_change[i]):.1%} {reason}" for i in indices}
+
+    def _solve_without(self, basis: Basis, new_map: Tensor, stay: Tensor) -> _Solved:
+        basis = self.layer.basis if bool(stay.all()) else basis
+        return self.solve(basis, torch.where(stay, self.old_map, new_map), stay)
 
     def search(self, new_map: Tensor, stay: Tensor) -> tuple[_Solved, Tensor]:
         """Fit in the old basis and, while channels fail, in finer ones; also return each channel's least change."""
@@ -247,7 +263,8 @@ class _Fit:
         fails = ~stay & ~(change <= self.settings.max_change)
         fails |= ~stay & ~edges.to(self.layer.weight.dtype).isfinite().flatten(1).all(1)
         total = _ratio(squares[0].sum(), squares[1].sum())
-        return _Solved(basis, edges, change, float(total), fails)
+        spoils = stay & ~(change <= self.settings.max_change)
+        return _Solved(basis, edges, change, float(total), fails, spoils)
 
     def _solve(self, basis: Basis, new_map: Tensor, stay: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Return the channels' new coefficients, and the sums of squares of their change and of their functions."""
@@ -258,7 +275,8 @@ class _Fit:
         reach = 0.5 * (last - first)
         data = self.data[part]
         near = (data >= first - reach) & (data <= last + reach)
-        data = torch.where(near, data, 0.5 * (first + last))
+        judged = torch.where(stay[part, None], data.isfinite(), near & (data >= first) & (data <= last))
+        data = torch.where(near | judged, data, 0.5 * (first + last))
         points = torch.cat((data, uniform), dim=1)
         weights = torch.cat((near * ((1 - _UNIFORM_SHARE) / _NUM_DATA), _full_like(uniform, _UNIFORM_SHARE)), dim=1)
         old = self.layer.basis.values(old_scale * points + old_shift, dim=1)  # (C, K, P)
@@ -267,13 +285,12 @@ class _Fit:
         if basis == self.layer.basis:
             matrix[stay[part]] = torch.eye(basis.num_basis, dtype=matrix.dtype, device=matrix.device)
 
-        inside = (near & (data >= first) & (data <= last))[:, None]
-        old = old[..., :_NUM_DATA] * inside
-        difference = matrix.mT @ (new[..., :_NUM_DATA] * inside) - old  # (C, K, P)
+        old = old[..., :_NUM_DATA] * judged[:, None]
+        difference = matrix.mT @ (new[..., :_NUM_DATA] * judged[:, None]) - old  # (C, K, P)
         edges = self.edges[part]
         functions, combined = old, edges
         if self.base is not None:
-            functions = torch.cat((old, nn.functional.silu(data)[:, None] * inside), dim=1)
+            functions = torch.cat((old, nn.functional.silu(data)[:, None] * judged[:, None]), dim=1)
             combined = torch.cat((edges, self.base[part]), dim=1)
         squares = torch.stack((_sum_of_squares(difference, edges), _sum_of_squares(functions, combined)))
         return matrix @ edges, squares

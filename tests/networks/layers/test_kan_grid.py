@@ -135,6 +135,39 @@ def test_without_growth_a_channel_that_would_change_keeps_its_grid_exactly():
     assert refit_grid(layer, x, max_growth=1, max_change=10.0).kept == {}
 
 
+@pytest.mark.parametrize("dead_band", [0.0, 0.4])
+def test_a_finer_basis_does_not_change_channels_that_keep_their_grid(dead_band):
+    # Splines that fade outside the grid fade sooner on a finer one.
+    torch.manual_seed(0)
+    layer = KANLinear(3, 3, base_activation=None, bias=False)
+    x = torch.randn(2000, 3).exp()
+    x[:, 1:] *= 0.5
+    before = [layer.edge_functions(x[:, i]).detach()[..., i] for i in range(3)]
+    low, high = quantiles(x).T
+    record = refit_grid(layer, x, dead_band=dead_band)
+    assert record.kept
+    for i in range(3):
+        after = layer.edge_functions(x[:, i]).detach()[..., i]
+        inside = (x[:, i] >= low[i]) & (x[:, i] <= high[i])
+        seen = torch.ones_like(inside) if i in record.kept else inside
+        change = relative(after[seen], before[i][seen])
+        assert change < 0.012
+        assert float(record.channel_change[i]) == pytest.approx(change, rel=0.2, abs=1e-6)
+
+
+def test_change_of_kept_channels_in_the_record_is_over_all_their_inputs():
+    torch.manual_seed(0)
+    layer = KANLinear(2, 3, base_activation=None)
+    x = torch.stack((3.2 * torch.rand(2000), 2.5 * torch.randn(2000)), dim=1)
+    before = layer.edge_functions(x[:, 0]).detach()[..., 0]
+    record = refit_grid(layer, x, dead_band=0.6, max_change=0.06, max_growth=4)
+    assert record.kept == {0: "within the dead band"}
+    assert record.num_basis > record.old_num_basis
+    change = relative(layer.edge_functions(x[:, 0]).detach()[..., 0], before)
+    assert 0.001 < change < 0.06
+    assert float(record.channel_change[0]) == pytest.approx(change, rel=0.1)
+
+
 def test_change_in_the_record_is_that_of_the_edge_functions():
     torch.manual_seed(0)
     layer = KANLinear(2, 5, dtype=torch.float64)
