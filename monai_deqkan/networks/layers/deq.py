@@ -83,13 +83,19 @@ class DEQLayer(nn.Module):
         x = _at_least_float32(x)
         start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
         device = (start if isinstance(start, Tensor) else start[0]).device
-        if _is_compiled(self.cell):
-            # A backward solve goes through the graph of one evaluation many times, and torch asks for this also then.
-            torch._functorch.config.donated_buffer = False
+        is_compiled = _is_compiled(self.cell)
+        if is_compiled:
+            _keep_buffers()
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(frozen_weights(self.cell))
             solution = self.adjoint.solve(self.cell, start, self.solver, x)
+        if is_compiled:
+            for part in (solution.z,) if isinstance(solution.z, Tensor) else solution.z:
+                if part.requires_grad:
+                    part.register_hook(
+                        _keep_buffers
+                    )  # the backward pass may have a thread, and so settings, of its own
         if meta is None or not isinstance(solution.z, Tensor):
             return solution
         return replace(solution, z=MetaTensor(solution.z).copy_meta_from(meta))
@@ -125,3 +131,8 @@ def _is_compiled(cell: nn.Module) -> bool:
         isinstance(part, torch._dynamo.OptimizedModule) or part._compiled_call_impl is not None
         for part in cell.modules()
     )
+
+
+def _keep_buffers(gradient: Tensor | None = None) -> None:
+    """Have compiled graphs keep what they saved: a backward solve goes through that of one evaluation many times."""
+    torch._functorch.config.donated_buffer = False
