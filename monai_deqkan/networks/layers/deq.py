@@ -77,8 +77,9 @@ class DEQLayer(nn.Module):
         """Return the equilibrium with the statistics of its solve; arguments as in :meth:`forward`.
 
         Raises:
-            TypeError: if there is neither a ``z0`` nor a way to make one.
+            TypeError: if there is neither a ``z0`` nor a way to make one, or the cell has half-precision parameters.
         """
+        _check_precision(self.cell)
         meta = next((part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, MetaTensor)), None)
         x = _at_least_float32(x)
         start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
@@ -136,3 +137,12 @@ def _is_compiled(cell: nn.Module) -> bool:
 def _keep_buffers(gradient: Tensor | None = None) -> None:
     """Have compiled graphs keep what they saved: a backward solve goes through that of one evaluation many times."""
     torch._functorch.config.donated_buffer = False
+
+
+def _check_precision(cell: nn.Module) -> None:
+    dtype = next((parameter.dtype for parameter in cell.parameters()), torch.float32)
+    if dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"An equilibrium is solved in float32 at least; the cell's parameters are {dtype}. Call `.float()` on the "
+            "DEQLayer, or keep the whole network in float32 and use autocast, which the solve leaves out."
+        )

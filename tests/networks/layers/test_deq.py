@@ -192,3 +192,12 @@ def test_wrong_settings_are_named():
     with pytest.raises(TypeError, match=r"Pass `z0`, or give the cell a method `initial_state\(x\)`"):
         DEQLayer(TanhCell())((data(), data()))
     assert "AndersonSolver" in repr(layer())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_refused_and_float_again_is_as_good(dtype):
+    deq, x = layer(torch.float32).to(dtype), data(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"in float32 at least; the cell's parameters are .*Call `\.float\(\)`"):
+        deq(x)
+    z = deq.float()(x)
+    assert torch.allclose(deq.cell(z, x), z, atol=1e-5)
