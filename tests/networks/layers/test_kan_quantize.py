@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,13 +15,14 @@ from monai_deqkan.networks.layers import (
     KANLinear,
     compare_outputs,
     dequantize_kan,
+    prune_basis,
     prune_edges,
     quantize_kan,
 )
 
 _CASES = {
     "linear": (lambda: KANLinear(24, 12), (64, 24)),
-    "linear, no base": (lambda: KANLinear(6, 3, base_activation=None), (64, 6)),
+    "linear, no base": (lambda: KANLinear(16, 8, base_activation=None), (256, 16)),
     "conv1d": (lambda: KANConv1d(4, 8, 3, padding=1), (2, 4, 50)),
     "conv2d": (lambda: KANConv2d(4, 8, 3, padding=1, groups=2), (2, 4, 16, 16)),
     "conv3d": (lambda: KANConv3d(2, 4, 3, padding=1), (1, 2, 8, 8, 8)),
@@ -42,16 +46,45 @@ def test_eight_bits_change_the_output_by_at_most_one_percent(name: str) -> None:
     assert compare_outputs(layer, small, x).network == pytest.approx(error, rel=1e-4)
 
 
-def test_weights_are_rounded_to_the_nearest_step() -> None:
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("basis", ["bspline", "gaussian", "chebyshev"])
+def test_functions_are_at_least_as_close_as_with_the_nearest_integers(basis: str, bits: int) -> None:
     torch.manual_seed(0)
-    layer = KANLinear(20, 3)
-    weight = layer.weight.detach().view(3, 9, 20)
-    for bits in (8, 4, 2):
-        small = quantize_kan(layer, bits)
-        step = weight.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 1)
-        error = (small.weight.view(3, 9, 20) - weight).abs()
-        assert bool((error <= 0.5001 * step).all())
-        assert len(small.parametrizations["weight"].original.unique()) <= 2**bits - 1
+    layer = KANLinear(20, 3, basis=basis, dtype=torch.float64)
+    layer.set_input_map(torch.full((20,), 0.5), torch.linspace(-1, 1, 20))
+    low, high = layer.basis.grid_range
+    weight = layer.weight.detach().view(3, -1, 20)
+    step = weight.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 1)
+    nearest = copy.deepcopy(layer)
+    nearest.weight.data = ((weight / step).round() * step).view(3, -1)
+    small = quantize_kan(layer, bits)
+    codes = small.parametrizations["weight"].original
+    assert int(codes.abs().max()) <= 2 ** (bits - 1) - 1
+    squares = {}
+    bell = torch.exp(-0.5 * torch.linspace(-3, 3, 513, dtype=torch.float64).square())
+    weights = 0.5 / 513 + 0.5 * bell / bell.sum()
+    for name, other in (("nearest", nearest), ("small", small)):
+        total = torch.zeros(3, 20, dtype=torch.float64)
+        for i in range(20):  # each channel over its own grid
+            points = (torch.linspace(low, high, 513, dtype=torch.float64) - layer.input_shift[i]) / 0.5
+            error = (other.edge_functions(points) - layer.edge_functions(points)).detach()[:, :, i].double()
+            total[:, i] = (error.square() * weights[:, None]).sum(0)
+        squares[name] = total
+    assert bool((squares["small"] <= 1.01 * squares["nearest"]).all())
+    if bits > 2 and basis != "chebyshev":
+        assert squares["small"].sum() < 0.75 * squares["nearest"].sum()
+
+
+@pytest.mark.parametrize("settings", [{}, {"base_activation": None}, {"basis": "gaussian"}])
+def test_correlated_coefficients_of_fresh_layers(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    for layer, shape in (
+        (KANLinear(64, 64, **settings), (256, 64)),
+        (KANConv2d(16, 32, 3, padding=1, **settings), (2, 16, 16, 16)),
+        (KANConv2d(16, 16, 3, padding=1, groups=16, **settings), (2, 16, 16, 16)),
+    ):
+        x = torch.randn(*shape)
+        assert compare_outputs(layer, quantize_kan(layer), x).network < 0.007
 
 
 def network(seed: int) -> nn.Sequential:
@@ -84,6 +117,15 @@ def test_pruned_edges_stay_zero() -> None:
     small = quantize_kan(net)
     assert bool((small[0].weight[net[0].weight == 0] == 0).all())
     assert len(net[0].parametrizations["weight"]) == 1
+
+
+def test_pruned_basis_functions_stay_zero() -> None:
+    torch.manual_seed(0)
+    layer = KANLinear(24, 12)
+    prune_basis(layer, 0.5)
+    small = quantize_kan(layer)
+    assert bool((small.weight[layer.weight == 0] == 0).all())
+    assert compare_outputs(layer, small, torch.randn(64, 24)).network < 0.01
 
 
 def test_a_weight_of_zeros() -> None:
