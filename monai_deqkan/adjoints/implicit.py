@@ -268,11 +268,15 @@ def _parts(state: State) -> _Parts:
 
 
 def _built(spec: Any) -> _Solver:
+    if isinstance(spec, (FixedPointSolver, LinearSolver)):
+        return spec
     name = spec[0] if isinstance(spec, (tuple, list)) and spec else spec
+    if not isinstance(name, str):
+        return SOLVERS.build(spec)  # says what a solver is given by
     linear, fixed_point = LINEAR_SOLVERS.names(), SOLVERS.names()
-    if isinstance(spec, LinearSolver) or (isinstance(name, str) and name in linear):
+    if name in linear:
         return LINEAR_SOLVERS.build(spec)
-    if isinstance(name, str) and name not in fixed_point:
+    if name not in fixed_point:
         known = [*fixed_point, *linear]
         raise ValueError(f"Unknown solver '{name}'; known ones are {', '.join(known)}.{did_you_mean(name, known)}")
     return SOLVERS.build(spec)
