@@ -172,6 +172,8 @@ class _Pointwise(torch.autograd.Function):
         sums, base = _sums_of(features.basis), int(features.has_base)
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled():  # somebody will differentiate this gradient
+                # Views, so that the way from `weight` through `x` is not taken here: autograd takes it itself.
+                x, weight = x.view_as(x), weight.view_as(weight)
                 plain = _plain(x, weight, features).to(grad.dtype)
                 wanted = [t for t, need in zip((x, weight), needs, strict=True) if need]
                 found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))

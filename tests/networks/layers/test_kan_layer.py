@@ -407,3 +407,42 @@ def test_a_map_that_needs_a_gradient_gets_one() -> None:
         return functional_call(layer, {"input_scale": scale}, (x,))
 
     assert gradcheck(function, (scale,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("basis", "outside"),
+    [("bspline", "linear"), ("bspline", "zero"), ("chebyshev", "linear"), ("fourier", None), ("gaussian", "linear")],
+)
+def test_the_largest_inputs_give_no_nan(basis: str, outside: str | None, mapped: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = KANLinear(1, 3, basis=basis, grid_range=(-0.1, 0.1), outside=outside, dtype=dtype)
+    if mapped:
+        layer.set_input_map(torch.tensor([50.0]), torch.tensor([1.0]))
+    top = torch.finfo(dtype).max
+    x = torch.tensor([[top], [-top], [0.5 * top], [-1e-4 * top], [top**0.5]], dtype=dtype, requires_grad=True)
+    y = layer(x)
+    assert not y.isnan().any()
+    assert not torch.autograd.grad(y.sum(), x)[0].isnan().any()
+    assert not layer.basis_values(layer._mapped(x)).isnan().any()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda dtype: KANLinear(2, 2, dtype=dtype), lambda dtype: KANConv2d(2, 2, 3, dtype=dtype)]
+)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, "float32"])
+def test_other_dtypes_than_real_floating_point_ones_are_refused(make: Callable[..., KANLayer], dtype: Any) -> None:
+    with pytest.raises(TypeError, match="`dtype` must be a real floating-point"):
+        make(dtype)
+
+
+@pytest.mark.parametrize("layer", [KANLinear(3, 3), KANConv1d(3, 3, 3, padding=1), KANActivation(3)], ids=repr)
+def test_gradient_that_is_differentiated_again_is_right_for_a_layer_used_twice(layer):
+    layer = layer.double()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x[..., 0] if isinstance(layer, KANLinear) else x
+    parameters = list(layer.parameters())
+    plain = torch.autograd.grad(layer(layer(x)).square().sum(), parameters)
+    again = torch.autograd.grad(layer(layer(x)).square().sum(), parameters, create_graph=True)
+    torch.testing.assert_close(again, plain, rtol=1e-10, atol=1e-12)
