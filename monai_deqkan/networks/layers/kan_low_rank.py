@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int
+from monai_deqkan._checks import check_finite, check_int
 from monai_deqkan.networks.layers.basis import BasisSpec
 from monai_deqkan.networks.layers.kan_channels import grid_inputs
 from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
@@ -141,11 +141,12 @@ class _LowRankKANConvNd(nn.Module):
 
         Raises:
             TypeError: if ``layer`` has another number of axes or is no KAN convolution.
-            ValueError: if it has groups.
+            ValueError: if it has groups, or its weight is not finite.
         """
         if not isinstance(layer, _DENSE[cls.spatial_dims]):
             raise TypeError(f"`layer` must be a KANConv{cls.spatial_dims}d; got {type(layer).__name__}.")
         weight = layer.weight.detach()
+        check_finite("layer.weight", weight, "Reload the layer; no factors come close to it.")
         bias = layer.bias
         low = cls(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,

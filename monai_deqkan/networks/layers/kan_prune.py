@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from monai_deqkan._checks import check_choice, check_range
+from monai_deqkan._checks import check_choice, check_finite, check_range
 from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_channels import grid_inputs, input_channels
 from monai_deqkan.networks.layers.kan_compare import Batches, list_batches, record_calls, relative_change
@@ -132,7 +132,8 @@ def prune_edges(
         What went from where, and the changes of the outputs on ``inputs``.
 
     Raises:
-        ValueError: if an option is out of its range, the network has no KAN layer to prune, or a layer was not called.
+        ValueError: if an option is out of its range, the network has no KAN layer to prune, a weight is not
+            finite, or a layer was not called.
 
     Example:
         >>> from monai_deqkan.networks.layers import KANLinear
@@ -234,6 +235,8 @@ def _prune(
     check_range("amount", amount, 0, 1, open_high=True)
     check_choice("scope", scope, ("global", "layer"))
     layers = _prunable(network)
+    for name, layer in layers.items():  # NaN would rank as the most important
+        check_finite(f"{name}.weight".lstrip("."), layer.weight, "Reload the layer; pruning cannot rank it.")
     batches = [] if inputs is None else list_batches(inputs)
     calls, before = record_calls(network, layers, batches)
     seen = recorded_samples(record_inputs(network, batches, lambda called, arguments: called(*arguments)))

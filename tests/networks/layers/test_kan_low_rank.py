@@ -105,3 +105,10 @@ def test_wrong_arguments() -> None:
         LowRankKANConv2d(4, 4, 3, rank=0)
     with pytest.raises(TypeError, match="KANConv2d"):
         LowRankKANConv2d.from_conv(KANLinear(2, 2), 2)  # type: ignore[arg-type]
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    layer = KANConv2d(2, 3, 3)
+    layer.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"`layer\.weight` must be finite; 1 of"):
+        LowRankKANConv2d.from_conv(layer, 2)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from monai_deqkan.networks.layers import (
     KANActivation,
@@ -218,3 +219,13 @@ def test_wrong_arguments() -> None:
     net.forward = net[:3].forward  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"not called: idle"):
         prune_edges(net, inputs=images())
+
+
+@pytest.mark.parametrize("prune", [prune_edges, prune_basis])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(prune: Callable[..., PruningReport], value: float) -> None:
+    network = nn.Sequential(KANLinear(3, 2), KANLinear(2, 2))
+    network[1].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"`1\.weight` must be finite; 1 of 36"):
+        prune(network, 0.5)
+    assert not parametrize.is_parametrized(network[0], "weight")
