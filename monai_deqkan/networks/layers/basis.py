@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_finite, check_range, check_shape
+from monai_deqkan._checks import check_finite, check_range, check_shape, did_you_mean
 from monai_deqkan.plugins import Registry
 
 __all__ = ["BASES", "Basis", "BasisSpec", "GridBasis", "build_basis"]
@@ -214,12 +214,24 @@ def build_basis(
                 f"argument at its default and give settings as basis=('{spec}', {{...}})."
             )
         return BASES.build(spec, **{name: v for name, v in grid.items() if name in known and v is not None})
+    if isinstance(spec, (tuple, list)) and len(spec) == 2 and isinstance(spec[0], str) and isinstance(spec[1], dict):
+        _check_settings(spec[0], spec[1])
     if changed:
         raise TypeError(
             f"{_quoted(changed)} of a layer only apply to a basis given by name; "
             f"put them into the settings of {spec!r}."
         )
     return BASES.build(spec)
+
+
+def _check_settings(name: str, settings: dict[str, Any]) -> None:
+    known = inspect.signature(BASES.get(name)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for setting in settings:
+        if setting not in known:
+            hint = did_you_mean(setting, known)
+            raise TypeError(f"The basis '{name}' has no `{setting}`; its settings are {_quoted(known)}.{hint}")
 
 
 def _quoted(names: Any) -> str:
@@ -276,7 +288,7 @@ class GridBasis(Basis):
     def values(self, x: Tensor, dim: int = 0) -> Tensor:
         """Evaluate all functions."""
         dim = dim if dim >= 0 else dim + x.dim() + 1
-        u = _scaled(x, self._middle, self._unit)
+        u = _scaled(x, self._middle, self._unit, self.outside)
         inner = _inner(u, self._bound, self.outside)
         values = self._raw(inner, dim, self.num_basis, self._parameter)
         if self.outside == "linear":
@@ -288,7 +300,7 @@ class GridBasis(Basis):
     def derivative(self, x: Tensor, dim: int = 0) -> Tensor:
         """Evaluate all derivatives."""
         dim = dim if dim >= 0 else dim + x.dim() + 1
-        u = _scaled(x, self._middle, self._unit)
+        u = _scaled(x, self._middle, self._unit, self.outside)
         inner = _inner(u, self._tangent_bound if self.outside == "linear" else self._bound, self.outside)
         slopes = self._raw_slopes(inner, dim, self.num_basis, self._parameter) / self._unit
         if self.outside == "clamp":
@@ -316,7 +328,7 @@ class _GridModule(nn.Module):
         self.outside = basis.outside
 
     def forward(self, x: Tensor) -> Tensor:
-        u = _scaled(x, self.middle, self.unit)
+        u = _scaled(x, self.middle, self.unit, self.outside)
         inner = _inner(u, self.bound, self.outside)
         values = self.raw(inner, 1, self.num_basis, self.parameter)
         if self.outside == "linear":
@@ -331,9 +343,11 @@ def needs_float32(x: Tensor) -> bool:
     return x.dtype == torch.float16 or x.dtype == torch.bfloat16
 
 
-def _scaled(x: Tensor, middle: float, unit: float) -> Tensor:
+def _scaled(x: Tensor, middle: float, unit: float, outside: str) -> Tensor:
     x = x.float() if needs_float32(x) else x
-    return (x - middle) / unit
+    u = (x - middle) / unit
+    # An overflow would make NaN of a tangent of slope 0, of tangents that cancel, and of a cosine.
+    return u.clamp(-1e34, 1e34) if outside == "linear" or outside == "periodic" else u
 
 
 def _inner(u: Tensor, bound: float, outside: str) -> Tensor:

@@ -112,7 +112,7 @@ class BSplineBasis(GridBasis):
 
     def __post_init__(self) -> None:
         check_int("grid_size", self.grid_size)
-        check_choice("spline_order", self.spline_order, (1, 2, 3, 4, 5))
+        check_choice("spline_order", check_int("spline_order", self.spline_order), (1, 2, 3, 4, 5))
         check_choice("outside", self.outside, ("zero", "clamp", "linear"))
         object.__setattr__(self, "grid_range", check_grid_range(self.grid_range))
 
@@ -241,7 +241,7 @@ class BSplineBasis(GridBasis):
         bound = self._bound * scale
         if self.outside == "zero" or not u.numel() or float(u.abs().max()) <= bound:
             return None
-        outer = u.clone()
+        outer = u.clamp(-1e34 * scale, 1e34 * scale)  # as in _scaled of basis.py
         return outer.sub_(u.clamp_(-bound, bound)).mul_(1.0 / scale)
 
     def _alternating_powers_(self, a: Tensor, scale: float, power: int) -> Tensor:

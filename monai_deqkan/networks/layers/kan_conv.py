@@ -2,8 +2,9 @@
 
 # No postponed annotations here: torch.jit.script cannot read them on methods that it leaves out.
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_choice, check_int
 from monai_deqkan.networks.layers.basis import Basis, BasisSpec, build_basis
 from monai_deqkan.networks.layers.kan_features import Contraction
-from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.kan_layer import KANLayer, check_weight_dtype
 
 __all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]
 
@@ -53,6 +54,11 @@ class _Convolution(Contraction):
         return torch.ops.aten.convolution_backward(
             grad, maps, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, mask
         )
+
+
+def _plain_int(value: Any) -> Any:
+    """Turn integers of other libraries, such as NumPy's, into plain ones."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 class _KANConvNd(KANLayer):
@@ -105,18 +111,19 @@ class _KANConvNd(KANLayer):
         self.transposed = False
         self.output_padding = (0,) * self.spatial_dims
         self._reversed_padding_repeated_twice = self._input_padding
+        check_weight_dtype(dtype)
         shape = (out_channels, self.num_features * in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
-        values = (value,) * self.spatial_dims if isinstance(value, int) else tuple(value)
+        values = tuple(value) if isinstance(value, Iterable) else (value,) * self.spatial_dims
         if len(values) != self.spatial_dims:
             raise ValueError(
                 f"`{name}` must be one integer or {self.spatial_dims}, one per spatial axis; got {value!r}."
             )
-        return tuple(check_int(name, int(v), minimum) for v in values)
+        return tuple(check_int(name, _plain_int(v), minimum) for v in values)
 
     def _plan_padding(self) -> None:
         """Split the padding into what is put around the input and what the convolution may do itself."""

@@ -97,8 +97,9 @@ def refit_grid(
     **How much the function changes** is decided on the data, channel by channel: where it would be more than
     ``max_change``, the basis is refined by a factor of 2, 3, ... up to ``max_growth``, and where that does not help,
     the channel keeps its grid. Where a finer basis would change a channel that keeps its grid by more than
-    ``max_change`` over all its inputs, also those outside of the grid, the basis keeps its size. Channels without finite inputs keep theirs, too, and so do constant ones (all inputs
-    equal up to 16 roundings of the weight's dtype); a constant outside the grid moves the grid, unscaled, around it.
+    ``max_change`` over all its inputs, also those outside of the grid, the basis keeps its size. Channels without
+    finite inputs keep their grids, too, and so do constant ones (all inputs equal up to 16 roundings of the weight's
+    dtype); a constant outside the grid moves the grid, unscaled, around it.
 
     Args:
         layer: layer whose weight is a plain parameter; changed in place.

@@ -14,7 +14,20 @@ from monai_deqkan.networks.layers.basis import Basis, needs_float32
 from monai_deqkan.networks.layers.kan_features import Contraction, FeatureMap, contract_features
 from monai_deqkan.networks.layers.kan_variance import variance_draw
 
-__all__ = ["KANLayer"]
+__all__ = ["KANLayer", "check_weight_dtype"]
+
+
+def check_weight_dtype(dtype: Any) -> None:
+    """Check the ``dtype`` argument of a layer; ``None`` is the default one.
+
+    Raises:
+        TypeError: if it is no real floating-point dtype.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"`dtype` must be a real floating-point torch.dtype; got {dtype!r}. Give real and imaginary part of "
+            "complex data as two channels."
+        )
 
 
 class KANLayer(nn.Module):
@@ -166,7 +179,8 @@ class KANLayer(nn.Module):
             shift: :math:`b`, of that shape; ``None`` exactly where ``scale`` is.
 
         Raises:
-            ValueError: if a shape or value is wrong, or only one is given.
+            ValueError: if a shape or value is wrong, only one is given, or `constrain_shape` does not allow a negative
+                scale.
             TypeError: if one is no tensor.
         """
         if scale is None and shift is None:
@@ -187,7 +201,14 @@ class KANLayer(nn.Module):
                 f"`scale` must be nonzero and, like `shift`, finite in {weight.dtype}; got {scale.tolist()}. "
                 "Use a scale of 1 for constant channels."
             )
+        for step in self._weight_steps():
+            getattr(step, "check_input_scale", lambda scale: None)(new_scale)
         self.input_scale, self.input_shift = new_scale, new_shift
+
+    def _weight_steps(self) -> list[nn.Module]:
+        """Return the parametrizations of the weight."""
+        steps: Any = getattr(self, "parametrizations", {})
+        return list(steps["weight"]) if "weight" in steps else []
 
     @torch.no_grad()
     def set_basis(self, basis: Basis, coefficients: Tensor) -> None:
@@ -266,8 +287,34 @@ class KANLayer(nn.Module):
                 self._fit_basis_to(saved.shape, local_metadata.get("num_features"))
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix}weight has another number of basis functions: {error}")
+        note = self._size_note(state_dict, prefix, local_metadata.get("num_features"))
+        if note:
+            error_msgs.append(note)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _size_note(self, state_dict: dict[str, Any], prefix: str, num_features: int | None) -> str:
+        """Say what to do where a parametrized weight was saved with another number of basis functions."""
+        key = prefix + "parametrizations.weight.original"
+        saved, own = state_dict.get(key), getattr(getattr(self, "parametrizations", {}), "weight", None)
+        if not isinstance(saved, Tensor) or own is None or saved.dim() != self.weight.dim():
+            return ""
+        columns = self.weight.shape[1] // self.num_features
+        found = saved.shape[1] // columns if num_features is None else num_features
+        if saved.shape[1] != found * columns or found == self.num_features:
+            return ""
+        num_basis = found - int(self.has_base)
+        try:
+            grid_size = getattr(self.basis.resized(num_basis), "grid_size", None)
+        except (TypeError, ValueError):
+            grid_size = None
+        advice = "a layer with as many"
+        if grid_size is not None:
+            advice = f"one with grid_size={grid_size} (built so, or by extend_grid(layer, grid_size={grid_size}))"
+        return (
+            f"{key} was saved with {num_basis} basis functions; this layer has {self.basis.num_basis}, and a "
+            f"parametrized weight cannot change its size. Load into {advice}, and prune, certify or quantize that first."
         )
 
     def _fit_basis_to(self, shape: torch.Size, num_features: int | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers.basis import BasisSpec, build_basis
 from monai_deqkan.networks.layers.kan_features import Contraction
-from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.kan_layer import KANLayer, check_weight_dtype
 
 __all__ = ["KANLinear"]
 
@@ -95,6 +95,7 @@ class KANLinear(KANLayer):
         super().__init__(build_basis(basis, grid_size, spline_order, grid_range, outside), base_activation, init)
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
+        check_weight_dtype(dtype)
         columns = self.num_features * in_features
         self.weight = nn.Parameter(torch.empty(out_features, columns, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None

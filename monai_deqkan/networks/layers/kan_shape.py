@@ -76,6 +76,18 @@ class ShapeConstraint(nn.Module):
         numbers[:, 0] += control.mean(dim=1) - new.mean(dim=1)
         return numbers.flatten(1, 2)
 
+    def check_input_scale(self, scale: Tensor) -> None:
+        """Refuse an input map that turns the shape round; layers call it.
+
+        Raises:
+            ValueError: if a scale is negative and the shape has a direction.
+        """
+        if self.kind != "convex" and not bool((scale > 0).all()):
+            raise ValueError(
+                f"{self.shape!r} functions need an input map with positive scales; the smallest is "
+                f"{scale.min().item():g}. Map with positive scales."
+            )
+
     def _turned(self, control: Tensor) -> Tensor:
         control = control.flip(1) if self._reversed else control
         return -control if self._negated else control
@@ -97,7 +109,8 @@ def constrain_shape(layer: LayerT, shape: str) -> LayerT:
     layer, "weight")`` stores the present weight and ends the constraint.
 
     The layer's weight is kept where it has the shape already; elsewhere differences of the wrong sign become zero.
-    Directions are those of the layer's input. Set an input map before: its scales must be positive, and stay so.
+    Directions are those of the layer's input. The scales of its input map must be positive unless the shape is
+    ``"convex"`` or ``"concave"``; ``layer.set_input_map`` refuses others.
 
     Args:
         layer: KAN layer with B-splines and without base term, as SiLU is neither monotone nor convex; changed in
@@ -142,10 +155,8 @@ def constrain_shape(layer: LayerT, shape: str) -> LayerT:
         )
     if parametrize.is_parametrized(layer, "weight"):
         raise ValueError("The weight of `layer` is parametrized already. Constrain its shape first, then the rest.")
-    if kind != "convex" and layer.input_scale is not None and not bool((layer.input_scale > 0).all()):
-        raise ValueError(
-            f"{shape!r} functions need an input map with positive scales; the smallest is "
-            f"{layer.input_scale.min().item():g}. Map with positive scales."
-        )
-    parametrize.register_parametrization(layer, "weight", ShapeConstraint(shape, layer.basis.num_basis))
+    constraint = ShapeConstraint(shape, layer.basis.num_basis)
+    if layer.input_scale is not None:
+        constraint.check_input_scale(layer.input_scale)
+    parametrize.register_parametrization(layer, "weight", constraint)
     return layer

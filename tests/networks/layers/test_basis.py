@@ -214,3 +214,8 @@ def test_registry_and_layer_arguments() -> None:
         build_basis("chebyshev", outside="zero")
     assert BSplineBasis(grid_range=[-1, 1]) == BSplineBasis(grid_range=(-1.0, 1.0))  # type: ignore[arg-type]  # JSON
     assert BSplineBasis(4, 3, (-1.0, 1.0)).step == 0.5
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    with pytest.raises(TypeError, match=r"The basis 'bspline' has no `gridsize`; .* Did you mean 'grid_size'\?"):
+        build_basis(("bspline", {"gridsize": 3}))

@@ -165,3 +165,9 @@ def test_refined_spans_the_same_and_resized_has_the_size(order: int) -> None:
 def test_wrong_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BSplineBasis(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [3.0, True, None])
+def test_an_order_of_another_kind_is_refused(order: object) -> None:
+    with pytest.raises(TypeError, match="`spline_order` must be an integer; got"):
+        BSplineBasis(spline_order=order)  # type: ignore[arg-type]

@@ -243,3 +243,13 @@ def test_wrong_inputs() -> None:
     for shape in ((1, 3, 8, 8), (4, 8), (1, 1, 4, 8, 8)):
         with pytest.raises(ValueError, match=r"KANConv2d must have shape \(B, 4, 2 spatial axes\)"):
             layer(image(*shape))
+
+
+@pytest.mark.parametrize("kernel_size", [2.5, (2.5, 3), True, (3, True), None])
+def test_a_kernel_size_of_another_kind_is_refused(kernel_size: Any) -> None:
+    with pytest.raises(TypeError, match="`kernel_size` must be an integer; got"):
+        KANConv2d(2, 2, kernel_size)
+
+
+def test_integers_of_numpy_are_sizes() -> None:
+    assert KANConv2d(1, 1, np.array([3, 1]), padding=np.int64(1)).kernel_size == (3, 1)

@@ -6,8 +6,11 @@ from monai_deqkan.networks.layers import (
     KANActivation,
     KANConv2d,
     KANLinear,
+    certified_spectral_norm,
     extend_grid,
     extend_grids,
+    prune_edges,
+    quantize_kan,
     refit_grid,
     reset_optimizer_state,
 )
@@ -130,3 +133,25 @@ def test_errors_say_what_to_do():
         extend_grid(layer, 0)
     with pytest.raises(TypeError, match="KANLinear"):
         extend_grid(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("change", ["prune", "certify", "quantize"])
+def test_an_extended_layer_with_parametrized_weight_says_how_to_load_it(change):
+    apply = {
+        "prune": lambda layer: (prune_edges(layer, 0.0), layer)[1],
+        "certify": certified_spectral_norm,
+        "quantize": quantize_kan,
+    }[change]
+    torch.manual_seed(0)
+    layer = KANLinear(3, 2)
+    extend_grid(layer)
+    saved = apply(layer)
+    fresh = KANLinear(3, 2)
+    with pytest.raises(RuntimeError, match=r"13 basis functions; this layer has 8.*extend_grid\(layer, grid_size=10\)"):
+        apply(fresh).load_state_dict(saved.state_dict())
+    fresh = KANLinear(3, 2)
+    extend_grid(fresh, grid_size=10)
+    fresh = apply(fresh)
+    fresh.load_state_dict(saved.state_dict())
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(fresh(x), saved(x))

@@ -141,3 +141,17 @@ def test_bad_layers_are_rejected():
     with pytest.raises(ValueError, match="smallest is -2"):
         constrain_shape(layer, "increasing")
     constrain_shape(layer, "concave")
+
+
+def test_a_later_input_map_must_keep_the_direction() -> None:
+    torch.manual_seed(0)
+    layer = constrain_shape(KANLinear(2, 1, base_activation=None, outside="linear"), "increasing")
+    with pytest.raises(ValueError, match="'increasing' functions need an input map with positive scales"):
+        layer.set_input_map(torch.tensor([1.0, -2.0]), torch.zeros(2))
+    assert layer.input_scale is None
+    layer.set_input_map(torch.tensor([1.0, 2.0]), torch.zeros(2))
+    x = torch.linspace(-4, 4, 50)[:, None].expand(-1, 2)
+    assert bool((layer(x).diff(dim=0) >= -1e-6).all())
+    convex = constrain_shape(KANLinear(1, 1, base_activation=None, outside="linear"), "convex")
+    convex.set_input_map(torch.tensor([-2.0]), torch.zeros(1))
+    assert bool((convex(x[:, :1]).diff(dim=0).diff(dim=0) >= -1e-4).all())
