@@ -26,7 +26,7 @@ class BroydenSolver(SecantSolver):
 
     .. math::
         z_{k+1} = z_k - H g_k = z_k + \beta g_k + (S + \beta Y)\, \beta\, W^{-1} S^T g_k,
-        \qquad W = M - \beta\, S^T Y .
+        \qquad W = -M - \beta\, S^T Y .
 
     It needs no contraction: the method of choice where :math:`f` has a fixed point but expands around it. Its residual
     may grow for some steps; after a restart from the best iterate the sample's :math:`\beta` is halved, so that the
@@ -105,7 +105,7 @@ def broyden_weights(overlaps: Tensor, curvatures: Tensor, newest: int, damping: 
     # Rows without a pair become those of the identity, and get the weight zero.
     scale = diagonal.where(used, 1.0).rsqrt().where(used, 0.0)
     later = age[:, None] < age[None, :]  # the row's pair is later than the column's
-    matrix = (overlaps.where(later, 0.0) - beta * curvatures) * scale[:, :, None] * scale[:, None, :]
+    matrix = (-overlaps.where(later, 0.0) - beta * curvatures) * scale[:, :, None] * scale[:, None, :]
     matrix = matrix + torch.diag_embed((~used).to(matrix.dtype))
     solution, _ = torch.linalg.solve_ex(matrix, (curvatures[:, :, newest] * scale)[:, :, None])
     return finite_or_zero(-beta[..., 0] * solution[:, :, 0] * scale)

@@ -39,7 +39,6 @@ TESTED_IN = {
     "solvers/anderson.py": "solvers/test_fixed_point_solvers.py",
     "solvers/auto.py": "solvers/test_settings.py",
     "solvers/base.py": "solvers/test_fixed_point_solvers.py",
-    "solvers/broyden.py": "solvers/test_settings.py",
     "solvers/fixed_point_iteration.py": "solvers/test_fixed_point_solvers.py",
     "solvers/recorder.py": "solvers/test_fixed_point_solvers.py",
     "solvers/secant.py": "solvers/test_fixed_point_solvers.py",
