@@ -133,7 +133,8 @@ class _Recomputed(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled():  # somebody will differentiate this gradient
                 # Views, so that the way from `weight` through `x` is not taken here: autograd takes it itself.
-                x, weight, bias = (None if t is None else t.view_as(t) for t in (x, weight, bias))
+                x, weight = x.view_as(x), weight.view_as(weight)
+                bias = None if bias is None else bias.view_as(bias)
                 plain = contraction.forward(features.plain(x).to(dtype), weight.to(dtype), _cast(bias, dtype))
                 wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
                 found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))

@@ -77,7 +77,8 @@ class CertifiedSpectralNorm(nn.Module):
             known, known_norm, known_scale, peak = self._memo
             if known_norm == norm and _equal(known, weight) and _equal(known_scale, scale):
                 return peak
-        peak = norm.find_peak(weight)
+        with torch.no_grad():  # activation checkpointing must find the same graph whether the search is repeated or not
+            peak = norm.find_peak(weight)
         self._memo = (weight.detach().clone(), norm, None if scale is None else scale.clone(), peak)
         return peak
 
