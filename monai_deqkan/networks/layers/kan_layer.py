@@ -314,7 +314,8 @@ class KANLayer(nn.Module):
             advice = f"one with grid_size={grid_size} (built so, or by extend_grid(layer, grid_size={grid_size}))"
         return (
             f"{key} was saved with {num_basis} basis functions; this layer has {self.basis.num_basis}, and a "
-            f"parametrized weight cannot change its size. Load into {advice}, and prune, certify or quantize that first."
+            f"parametrized weight cannot change its size. Load into {advice}, and prune, certify or "
+            "quantize that first."
         )
 
     def _fit_basis_to(self, shape: torch.Size, num_features: int | None) -> None:
