@@ -27,7 +27,7 @@ from monai_deqkan.solvers import (
     solve_fixed_point,
     solve_linear,
 )
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["ImplicitAdjoint"]
 
@@ -82,7 +82,7 @@ class ImplicitAdjoint(Adjoint):
         with torch.no_grad():
             solution = solve_fixed_point(watched(cell, edges), z0, solver, x)
         single = isinstance(solution.z, Tensor)
-        value = _parts(solution.z)
+        value = state_parts(solution.z)
         device = value[0].device.type
         # A second derivative evaluates the cell later, maybe in another thread, but in the same circumstances.
         context, amp = copy_context(), (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
@@ -90,7 +90,7 @@ class ImplicitAdjoint(Adjoint):
         def f(z: _Parts, extras: _Parts) -> _Parts:
             state = z[0] if single else z
             with torch.autocast(device, enabled=amp[0], dtype=amp[1]):
-                return _parts(context.copy().run(cell, *((state,) if x is None else (state, x))))
+                return state_parts(context.copy().run(cell, *((state,) if x is None else (state, x))))
 
         equilibrium = _Equilibrium(f, value, (), cast(_Solver, self.solver), open_recorders())
         equilibrium.outer = outer_tensors(equilibrium.images, equilibrium.leaves, edges)
@@ -148,7 +148,7 @@ class _Equilibrium:
                 broken = solution.stats.status == SolveStatus.NON_FINITE
                 return tuple(
                     torch.where(broken.view(-1, *[1] * (part.ndim - 1)), g, part)
-                    for g, part in zip(gradient, _parts(solution.z), strict=True)
+                    for g, part in zip(gradient, state_parts(solution.z), strict=True)
                 )
 
             # Stopped samples stay in the batch of the graph; their rows are zero and their results unused.
@@ -158,7 +158,7 @@ class _Equilibrium:
                 return tuple(p[rows] + g for p, g in zip(jacobian(whole), own_gradient, strict=True))
 
             rows = torch.arange(gradient[0].shape[0], device=gradient[0].device)
-            return _parts(solve_fixed_point(adjoint_map, gradient, self.solver, (rows, *gradient), **options).z)
+            return state_parts(solve_fixed_point(adjoint_map, gradient, self.solver, (rows, *gradient), **options).z)
 
     def gradients(self, z: _Parts, gradient: _Parts) -> list[Tensor | None]:
         """Return the gradients of ``extras`` and ``outer`` as differentiable functions of all of them.
@@ -261,10 +261,6 @@ def _products(images: _Parts, z: _Parts, u: Sequence[Tensor], **options: bool) -
     pairs = [(image, part) for image, part in zip(images, u, strict=True) if image.requires_grad]
     outputs, gradients = [image for image, _ in pairs], [part for _, part in pairs]
     return torch.autograd.grad(outputs, z, gradients, allow_unused=True, materialize_grads=True, **options)
-
-
-def _parts(state: State) -> _Parts:
-    return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
 def _built(spec: Any) -> _Solver:

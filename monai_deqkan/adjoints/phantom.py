@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_deqkan._checks import check_int, check_range
 from monai_deqkan.adjoints.base import ADJOINTS, Adjoint
 from monai_deqkan.solvers import FixedPointSolver, Solution, solve_fixed_point
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["PhantomAdjoint"]
 
@@ -61,12 +61,11 @@ class PhantomAdjoint(Adjoint):
         if not torch.is_grad_enabled():
             return solution
         single = isinstance(solution.z, Tensor)
-        value = (solution.z,) if isinstance(solution.z, Tensor) else solution.z
+        value = state_parts(solution.z)
         z = value
         for _ in range(self.num_steps):
             state = z[0] if single else z
-            image = cell(state) if x is None else cell(state, x)
-            images = (image,) if isinstance(image, Tensor) else image
+            images = state_parts(cell(state) if x is None else cell(state, x))
             z = images if self.damping == 0 else tuple(map(self._damped, images, z))
         if not any(part.requires_grad for part in z):
             return solution

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int, check_range
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["JacobianLoss", "JacobianRegularizedLoss"]
 
@@ -60,11 +60,12 @@ class JacobianLoss(nn.Module):
         Returns:
             Scalar, dimensionless, not negative, differentiable.
         """
-        device = _parts(z)[0].device
+        device = state_parts(z)[0].device
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):  # trainers call losses under autocast
-            leaves = tuple(part if part.requires_grad else part.detach().requires_grad_() for part in _parts(z))
+            leaves = tuple(part if part.requires_grad else part.detach().requires_grad_() for part in state_parts(z))
             point = leaves[0] if isinstance(z, Tensor) else leaves
-            images = [image for image in _parts(cell(point) if x is None else cell(point, x)) if image.requires_grad]
+            values = state_parts(cell(point) if x is None else cell(point, x))
+            images = [image for image in values if image.requires_grad]
             numel = sum(leaf.numel() for leaf in leaves)
             if not images or numel == 0:
                 return torch.zeros((), dtype=leaves[0].real.dtype, device=device)
@@ -203,7 +204,3 @@ def _at_least_float32(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_at_least_float32(item) for item in value)
     return value
-
-
-def _parts(state: State) -> tuple[Tensor, ...]:
-    return (state,) if isinstance(state, Tensor) else tuple(state)

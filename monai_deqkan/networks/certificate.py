@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_choice, check_int
 from monai_deqkan.networks.blocks.deq_cell import CertifiedCell, ContractionBound
 from monai_deqkan.networks.layers.deq import DEQLayer
+from monai_deqkan.networks.layers.kan_inputs import evaluation_mode
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.solvers import (
     AndersonSolver,
@@ -25,7 +25,7 @@ from monai_deqkan.solvers import (
     jacobian_norm,
     spectral_radius,
 )
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["Certificate", "CertificateError", "ContractionWarning", "certify", "check_contraction"]
 
@@ -123,7 +123,7 @@ class Certificate:
         if norm == "euclidean":
             if not isinstance(solution, Solution):
                 raise TypeError("The Euclidean norm needs the size of the state. Pass the Solution, or take 'rms'.")
-            residual = residual * math.sqrt(sum(part[0].numel() for part in _parts(solution.z) if len(part)))
+            residual = residual * math.sqrt(sum(part[0].numel() for part in state_parts(solution.z) if len(part)))
         if not self.is_certified:
             return torch.full_like(residual, math.inf)
         return torch.nan_to_num(residual / (1 - self.factor), nan=math.inf)
@@ -204,7 +204,7 @@ def certify(
     check_choice("on_violation", on_violation, ("raise", "warn", "ignore"))
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}. Wrap a function in one.")
-    with _evaluation_mode(module), torch.no_grad():
+    with evaluation_mode(module), torch.no_grad():
         layer, arguments = _layer_and_arguments(module, inputs, solver)
         solution, x = _solve(layer, arguments)
         certificate = _examine(layer.cell, solution, x, num_iter)
@@ -267,7 +267,7 @@ def _examine(cell: nn.Module, solution: Solution, x: Any, num_iter: int) -> Cert
         else ContractionBound(math.inf, ("Observed only: the cell has no method `certified_contraction`.",))
     )
     z = solution.z
-    with torch.autocast(_parts(z)[0].device.type, enabled=False), frozen_weights(cell):
+    with torch.autocast(state_parts(z)[0].device.type, enabled=False), frozen_weights(cell):
         observed = {
             "spectral_radius": spectral_radius(cell, z, x, num_iter=num_iter),
             "jacobian_norm": jacobian_norm(cell, z, x, num_iter=num_iter),
@@ -304,7 +304,7 @@ def _mode_assumptions(cell: nn.Module) -> tuple[str, ...]:
 
 def _observed_factor(f: Callable[..., State], z: State, x: Any) -> Tensor:
     """Return the largest ratio of distances after and before ``f``, over pairs near and far: float64 ``(B,)``."""
-    parts = _parts(z)
+    parts = state_parts(z)
     generator = torch.Generator(parts[0].device).manual_seed(0)
     unit = _distance(parts)
     unit = torch.where(unit > 0, unit, torch.ones_like(unit))
@@ -312,7 +312,7 @@ def _observed_factor(f: Callable[..., State], z: State, x: Any) -> Tensor:
 
     def image(point: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         state = point[0] if isinstance(z, Tensor) else point
-        return _parts(f(state) if x is None else f(state, x))
+        return state_parts(f(state) if x is None else f(state, x))
 
     for distance in _DISTANCES:
         a = _moved(parts, _random(parts, generator), distance * unit)
@@ -355,7 +355,7 @@ def _layer_and_arguments(
 
         def note(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if isinstance(part, DEQLayer):
-                calls.append((part, (*args, *kwargs.values())))
+                calls.append((part, _x_and_start(*args, **kwargs)))
 
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         try:
@@ -373,6 +373,11 @@ def _layer_and_arguments(
     return (layer if solver is None else DEQLayer(layer.cell, solver).eval()), inputs
 
 
+def _x_and_start(x: Any, z0: State | None = None) -> tuple[Any, State | None]:
+    """Return the arguments of a ``DEQLayer``, however they were given, in their order."""
+    return x, z0
+
+
 def _solve(layer: DEQLayer, arguments: tuple[Any, ...]) -> tuple[Solution, Any]:
     """Return the solution, and the per-sample data as the cell sees them."""
     seen: list[Any] = []
@@ -387,22 +392,6 @@ def _solve(layer: DEQLayer, arguments: tuple[Any, ...]) -> tuple[Solution, Any]:
     finally:
         handle.remove()
     return solution, seen[0] if seen else arguments[0]
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Unlike MONAI's ``eval_mode``, give every part its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def _parts(state: State) -> tuple[Tensor, ...]:
-    return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
 def _largest(values: tuple[float, ...]) -> str:

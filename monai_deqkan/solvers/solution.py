@@ -9,9 +9,22 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["ConvergenceError", "ConvergenceWarning", "Solution", "SolveStatistics", "SolveStatus", "State"]
+__all__ = [
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Solution",
+    "SolveStatistics",
+    "SolveStatus",
+    "State",
+    "state_parts",
+]
 
 State = Tensor | tuple[Tensor, ...]
+
+
+def state_parts(state: State) -> tuple[Tensor, ...]:
+    """Return a state's tensors: a tuple of one, or the tuple that it is."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
 class SolveStatus(IntEnum):
@@ -43,7 +56,8 @@ class SolveStatistics:
         residual: root mean square of ``f(z) - z`` (of ``b - A x``, by recursion in conjugate gradients) at the returned
             iterate, shape ``(B,)``, in the unit of the state; NaN where nothing was evaluated.
         relative_residual: the residual over the root mean square of ``f(z)`` (of ``b``), shape ``(B,)``, dimensionless.
-        history: relative residual of each evaluation, shape ``(evaluations, B)``; NaN after a sample has stopped.
+        history: relative residual of each evaluation, shape ``(evaluations, B)``; NaN after a sample has stopped. In a
+            linear solve the first row is the start's, so there is one row more, unless ``x0`` was given.
     """
 
     status: Tensor

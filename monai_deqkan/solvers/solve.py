@@ -14,7 +14,7 @@ from monai_deqkan.solvers.base import FixedPointSolver, LinearSolver
 from monai_deqkan.solvers.budget import with_budget
 from monai_deqkan.solvers.products import row_norms
 from monai_deqkan.solvers.recorder import SolveRecorder, open_recorders
-from monai_deqkan.solvers.solution import Solution, SolveStatistics, SolveStatus, State
+from monai_deqkan.solvers.solution import Solution, SolveStatistics, SolveStatus, State, state_parts
 
 __all__ = ["solve_fixed_point", "solve_linear", "take"]
 
@@ -178,7 +178,7 @@ class _Layout:
 
     def __init__(self, state: State) -> None:
         self.single = isinstance(state, Tensor)
-        parts = (state,) if isinstance(state, Tensor) else tuple(state)
+        parts = state_parts(state)
         if not parts:
             raise TypeError("A state must hold at least one tensor; got an empty tuple.")
         for part in parts:
@@ -199,7 +199,7 @@ class _Layout:
         self.numel = max(sum(self.lengths), 1)
 
     def pack(self, state: State, expected: torch.Size | None = None) -> Tensor:
-        parts = (state,) if isinstance(state, Tensor) else tuple(state)
+        parts = state_parts(state)
         shapes = [part.shape[1:] for part in parts]
         if shapes != self.shapes or [p.is_complex() for p in parts] != [d.is_complex for d in self.dtypes]:
             raise ValueError(

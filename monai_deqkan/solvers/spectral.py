@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_deqkan._checks import check_int
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["jacobian_frobenius_norm", "jacobian_norm", "spectral_radius"]
 
@@ -112,16 +112,12 @@ def jacobian_frobenius_norm(
     return torch.stack(squares).mean(0).sqrt()
 
 
-def _parts(state: State) -> tuple[Tensor, ...]:
-    return (state,) if isinstance(state, Tensor) else tuple(state)
-
-
 def _products(f: Callable[..., State], z: State, x: Any) -> tuple[_Product, _Product]:
     """Return the products with the adjoint Jacobian and with the Jacobian, on the graph of one evaluation."""
     with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in _parts(z))
+        leaves = tuple(part.detach().requires_grad_() for part in state_parts(z))
         point = leaves[0] if isinstance(z, Tensor) else leaves
-        images = _parts(f(point) if x is None else f(point, x))
+        images = state_parts(f(point) if x is None else f(point, x))
     depends = any(image.requires_grad for image in images)
 
     def transposed(u: tuple[Tensor, ...], keep: bool = False) -> tuple[Tensor, ...]:
@@ -153,12 +149,12 @@ def _products(f: Callable[..., State], z: State, x: Any) -> tuple[_Product, _Pro
 
 
 def _generator(z: State, generator: torch.Generator | None) -> torch.Generator:
-    return torch.Generator(_parts(z)[0].device).manual_seed(0) if generator is None else generator
+    return torch.Generator(state_parts(z)[0].device).manual_seed(0) if generator is None else generator
 
 
 def _random_like(z: State, generator: torch.Generator | None) -> tuple[Tensor, ...]:
     generator = _generator(z, generator)
-    return tuple(torch.randn(p.shape, dtype=p.dtype, device=p.device, generator=generator) for p in _parts(z))
+    return tuple(torch.randn(p.shape, dtype=p.dtype, device=p.device, generator=generator) for p in state_parts(z))
 
 
 def _norm(parts: tuple[Tensor, ...]) -> Tensor:

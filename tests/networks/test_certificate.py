@@ -213,6 +213,23 @@ def test_network_is_certified_by_a_call_and_left_as_it_was():
     assert certify(network.equilibrium, x).jacobian_norm == pytest.approx(certificate.jacobian_norm)
 
 
+def test_arguments_of_the_layer_by_name_in_any_order():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = DEQLayer(PlainCell(0.5), AndersonSolver(rtol=1e-8))
+
+        def forward(self, x):
+            return self.layer(z0=torch.full_like(x, 7.0), x=x)
+
+    x = random(3, 5)
+    network = Network()
+    by_name = certify(network, x)
+    expected = certify(network.layer, x, torch.full_like(x, 7.0))
+    assert by_name.jacobian_norm == expected.jacobian_norm
+    assert by_name.evaluations == expected.evaluations
+
+
 def test_reconstruction_network_with_maps():
     torch.manual_seed(0)
     kspace, mask, maps, _ = mri()

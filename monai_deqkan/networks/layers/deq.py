@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from monai_deqkan.adjoints import ADJOINTS, Adjoint
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.solvers import SOLVERS, FixedPointSolver, Solution
-from monai_deqkan.solvers.solution import State
+from monai_deqkan.solvers.solution import State, state_parts
 
 __all__ = ["DEQLayer"]
 
@@ -83,7 +83,7 @@ class DEQLayer(nn.Module):
         meta = next((part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, MetaTensor)), None)
         x = _at_least_float32(x)
         start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
-        device = (start if isinstance(start, Tensor) else start[0]).device
+        device = state_parts(start)[0].device
         is_compiled = _is_compiled(self.cell)
         if is_compiled:
             _keep_buffers()
@@ -92,11 +92,9 @@ class DEQLayer(nn.Module):
             stack.enter_context(frozen_weights(self.cell))
             solution = self.adjoint.solve(self.cell, start, self.solver, x)
         if is_compiled:
-            for part in (solution.z,) if isinstance(solution.z, Tensor) else solution.z:
-                if part.requires_grad:
-                    part.register_hook(
-                        _keep_buffers
-                    )  # the backward pass may have a thread, and so settings, of its own
+            for part in state_parts(solution.z):
+                if part.requires_grad:  # the backward pass may have a thread, and so settings, of its own
+                    part.register_hook(_keep_buffers)
         if meta is None or not isinstance(solution.z, Tensor):
             return solution
         return replace(solution, z=MetaTensor(solution.z).copy_meta_from(meta))
