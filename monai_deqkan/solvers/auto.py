@@ -47,7 +47,8 @@ class AutoSolver(SecantSolver):
     r"""Iterate plainly while that goes fast, accelerate by Anderson's method where it does not, fall back to Broyden's.
 
     Each sample has its own method. It starts with plain iteration, which costs nothing but the evaluations. From its
-    second evaluation on, a sample whose residual shrinks by less than ``fast_factor`` a step is accelerated. An
+    second evaluation on, each sample is looked at every ``check_every`` steps, and accelerated if its residual is above
+    ``fast_factor`` times the one before. An
     accelerated sample whose best residual has not halved within ``2 * history_size`` evaluations goes over to
     Broyden's method, which needs no contraction. All three share one history, so nothing is lost at a change.
 

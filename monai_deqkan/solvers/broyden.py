@@ -29,8 +29,8 @@ class BroydenSolver(SecantSolver):
         \qquad W = -M - \beta\, S^T Y .
 
     It needs no contraction: the method of choice where :math:`f` has a fixed point but expands around it. Its residual
-    may grow for some steps; after a restart from the best iterate the sample's :math:`\beta` is halved, so that the
-    same way is not taken twice. All quantities scale with the state.
+    may grow for some steps; it then restarts from the best iterate by a plain step, after which the sample's
+    :math:`\beta` is halved, so that the same way is not taken twice. All quantities scale with the state.
 
     Args:
         history_size: number of pairs kept, two states each; memory is touched as it fills. On a linear map of ``n``

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from monai_deqkan.solvers.base import FixedPointSolver
+from monai_deqkan.solvers.fixed_point_iteration import FixedPointIteration
 
 __all__ = ["solve_budget", "with_budget"]
 
-_BUDGET: ContextVar[dict[str, Any] | None] = ContextVar("monai_deqkan_solve_budget", default=None)
+_OPEN: ContextVar[tuple[dict[str, Any], ...]] = ContextVar("monai_deqkan_solve_budgets", default=())
 
 
 @contextmanager
@@ -53,25 +54,16 @@ def solve_budget(
     """
     wanted: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter, "on_failure": on_failure}
     given = {name: value for name, value in wanted.items() if value is not None}
-    _Check(**given)
-    token = _BUDGET.set({**(_BUDGET.get() or {}), **given})
+    FixedPointIteration(**given)  # checks them as every solver does
+    _OPEN.set((*_OPEN.get(), given))
     try:
         yield
     finally:
-        _BUDGET.reset(token)
+        # By identity, not by token: blocks may be closed in another order than they were opened.
+        _OPEN.set(tuple(budget for budget in _OPEN.get() if budget is not given))
 
 
 def with_budget(solver: FixedPointSolver) -> FixedPointSolver:
     """Return the solver with the settings of the enclosing :func:`solve_budget` blocks; itself outside of any."""
-    budget = _BUDGET.get()
+    budget = {name: value for given in _OPEN.get() for name, value in given.items()}
     return replace(solver, **budget) if budget else solver
-
-
-class _Check(FixedPointSolver):
-    """Checks settings as a solver does."""
-
-    def init(self, z: Any) -> Any:
-        raise NotImplementedError
-
-    def step(self, state: Any, z: Any, fz: Any) -> Any:
-        raise NotImplementedError
