@@ -152,14 +152,16 @@ class _Layer(nn.Module):
 def _with_loops(network: nn.Module, settings: dict[str, Any]) -> nn.Module:
     if isinstance(network, DEQLayer):
         return _Layer(network, settings)
-    names = [name for name, module in network.named_modules() if isinstance(module, DEQLayer)]
-    if not names:
+    # A layer may stand under several names, and keeps them all.
+    named = [(name, part) for name, part in network.named_modules(remove_duplicate=False) if isinstance(part, DEQLayer)]
+    if not named:
         raise TypeError(
             f"`network` must hold a DEQLayer; {type(network).__name__} has none. Export it as it is, after "
             "`remove_spectral_norm`."
         )
-    for name in names:
-        network.set_submodule(name, _Layer(network.get_submodule(name), settings))  # type: ignore[arg-type]
+    forms = {layer: _Layer(layer, settings) for _, layer in named}
+    for name, layer in named:
+        network.set_submodule(name, forms[layer])
     return network
 
 

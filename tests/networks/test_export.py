@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from monai_deqkan.networks import export_error, prepare_for_export
+from monai_deqkan.networks.blocks import KANCell
 from monai_deqkan.networks.layers import DEQLayer, certified_spectral_norm
 from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
 from monai_deqkan.networks.nets import DEQKANClassifier, DEQReconstructor, DnCNN
@@ -230,3 +231,20 @@ def test_a_network_that_is_not_solved_is_no_reference():
     network = DEQLayer(Drift())
     with pytest.raises(ConvergenceError):
         export_error(network, network, torch.ones(2, 3))
+
+
+def test_layer_under_two_names_is_replaced_under_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = DEQLayer(KANCell(4))
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    network = Twice().eval()
+    form = prepare_for_export(network)
+    assert form.first is form.second
+    assert not isinstance(form.second, DEQLayer)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert export_error(network, torch.jit.script(form), x) < 1e-4
