@@ -70,8 +70,8 @@ def solve_fixed_point(
         The solution, with statistics per sample.
 
     Raises:
-        TypeError: if ``z0`` is no state.
-        ValueError: if ``f`` changes the shape of the state.
+        TypeError: if ``z0`` or what ``f`` returns is no state.
+        ValueError: if ``f`` changes the shape of the state, or writes into its argument.
         ConvergenceError: if a sample does not converge and ``solver.on_failure`` is ``"raise"``.
 
     Example:
@@ -86,8 +86,9 @@ def solve_fixed_point(
     tracker = _Tracker(z)
     state = solver.init(z)
     while tracker.running and tracker.evaluations < solver.max_iter:
-        image = layout.unpack(z)
+        image, guard = layout.unpack(z), _Unchanged(z, tracker.evaluations < 3)
         fz = layout.pack(f(image) if x is None else f(image, x), expected=z.shape)
+        guard.check(z)
         measured = layout.rms(tracker.residual(z, fz), fz)
         state = solver.note_residual(state, measured[0])
         keep = tracker.update(z, measured, solver.has_converged(*measured))
@@ -199,7 +200,11 @@ class _Layout:
         self.numel = max(sum(self.lengths), 1)
 
     def pack(self, state: State, expected: torch.Size | None = None) -> Tensor:
-        parts = state_parts(state)
+        parts = (state,) if isinstance(state, Tensor) else state
+        if not isinstance(parts, (tuple, list)) or not all(isinstance(part, Tensor) for part in parts):
+            raise TypeError(
+                f"The map must return a tensor or a tuple of tensors, like its state; it returned {_kind(state)}."
+            )
         shapes = [part.shape[1:] for part in parts]
         if shapes != self.shapes or [p.is_complex() for p in parts] != [d.is_complex for d in self.dtypes]:
             raise ValueError(
@@ -207,7 +212,10 @@ class _Layout:
                 f"it returned {shapes} and {[part.dtype for part in parts]}."
             )
         rows = [
-            (torch.view_as_real(p.resolve_conj()) if p.is_complex() else p).flatten(1).to(self.dtype) for p in parts
+            (torch.view_as_real(p.resolve_conj()) if p.is_complex() else p[:, None] if p.ndim == 1 else p)
+            .flatten(1)
+            .to(self.dtype)
+            for p in parts
         ]
         flat = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
         if expected is not None and flat.shape != expected:
@@ -228,6 +236,36 @@ class _Layout:
     def rms(self, *matrices: Tensor) -> Tensor:
         """Root mean squares over a state's entries, a complex one counting as one: float64 ``(n, B)``."""
         return row_norms(*matrices) / self.numel**0.5
+
+
+def _kind(state: Any) -> str:
+    name = type(state).__name__
+    return f"{name} of {', '.join(type(part).__name__ for part in state)}" if isinstance(state, (tuple, list)) else name
+
+
+class _Unchanged:
+    """Notices a map that writes into its argument: ``f(z) - z`` would be that of another ``z``, or zero.
+
+    So it notices one that returns the same memory each time, which the next iterate would share.
+    """
+
+    def __init__(self, z: Tensor, early: bool) -> None:
+        # Tensors made in inference mode count no changes. A copy at each evaluation would cost too much; one at the
+        # first alone would miss a ReLU that starts from zero.
+        counted = not z.is_inference()
+        self.version = z._version if counted else None
+        self.copy = z.clone() if early and not counted else None
+
+    def check(self, z: Tensor) -> None:
+        changed = self.version is not None and z._version != self.version
+        if self.copy is not None:  # NaN stays
+            changed = not bool(((z == self.copy) | (self.copy != self.copy)).all())
+        if changed:
+            raise ValueError(
+                "The map must not write into its argument `z`, nor return the same memory each time: the residual "
+                "f(z) - z would be wrong. Replace in-place operations on `z`, such as ReLU(inplace=True), by others; "
+                "return a new tensor."
+            )
 
 
 class _Tracker:

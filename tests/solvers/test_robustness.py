@@ -182,3 +182,47 @@ def test_contraction_estimate_is_the_spectral_radius_in_plain_iteration():
     assert bool(stats.contraction_estimate[2].isnan())  # solved by its second evaluation: residuals 1 and 0
     none = solve_fixed_point(torch.cos, torch.zeros(2, 1), SOLVERS.build("auto", max_iter=0, on_failure="ignore"))
     assert bool(none.stats.contraction_estimate.isnan().all())
+
+
+def in_place(z):
+    return z.mul_(0.5).add_(1.0)
+
+
+def relu_in_place(z):
+    return torch.tanh(z.sub_(0.1).relu_()) + 1.0
+
+
+def one_memory():
+    """Return a map that writes every image into the same memory."""
+    memory = torch.empty(2, 3)
+    return lambda z: torch.add(0.5 * z, 1.0, out=memory)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("f", [in_place, relu_in_place])
+def test_a_map_that_changes_its_argument_is_refused(name, mode, f):
+    # Such a map returned its own argument, so that the first evaluation passed for a solution.
+    start = torch.zeros(2, 3)
+    with mode(), pytest.raises(ValueError, match="must not write into its argument"):
+        solve_fixed_point(f, start.clone(), SOLVERS.build(name))
+
+
+@pytest.mark.parametrize("name", ["auto", "fixed_point_iteration"])
+def test_a_map_that_returns_the_same_memory_each_time_is_refused(name):
+    with torch.no_grad(), pytest.raises(ValueError, match="the same memory each time"):
+        solve_fixed_point(one_memory(), torch.zeros(2, 3), SOLVERS.build(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_number_per_sample(name):
+    x = torch.tensor([0.1, 2.0, -1.0], dtype=DOUBLE)
+    solution = solve_fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(3, dtype=DOUBLE), SOLVERS.build(name), x)
+    assert bool(solution.converged.all())
+    torch.testing.assert_close(solution.z, 2 * x, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("image", [None, 1.0, {"z": torch.zeros(2, 3)}, (torch.zeros(2, 3), None)])
+def test_an_image_that_is_no_state_is_named(image):
+    with pytest.raises(TypeError, match=f"must return a tensor.*returned {type(image).__name__}"):
+        solve_fixed_point(lambda z: image, torch.zeros(2, 3), SOLVERS.build("anderson"))
