@@ -126,7 +126,7 @@ class Certificate:
             residual = residual * math.sqrt(sum(part[0].numel() for part in state_parts(solution.z) if len(part)))
         if not self.is_certified:
             return torch.full_like(residual, math.inf)
-        return torch.nan_to_num(residual / (1 - self.factor), nan=math.inf)
+        return torch.nan_to_num(residual / (1 - self.factor), nan=math.inf, posinf=math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in types that JSON has; numbers that are not finite become None."""

@@ -132,6 +132,8 @@ def test_nothing_certified_means_no_bound():
     assert certificate.error_bound(solution).tolist() == [math.inf] * 2
     unsolved = solve_fixed_point(LinearCell(0.5, 4), x, FixedPointIteration(max_iter=0, on_failure="ignore"), x)
     assert certify(LinearCell(0.5, 4), x).error_bound(unsolved).tolist() == [math.inf] * 2
+    broken = solve_fixed_point(lambda z: z * math.nan, x, FixedPointIteration(on_failure="ignore"))
+    assert certify(LinearCell(0.5, 4), x).error_bound(broken).tolist() == [math.inf] * 2
 
 
 def test_false_claim_is_found_out():
