@@ -56,3 +56,13 @@ def test_mistakes_are_refused_on_entry():
         with pytest.raises(ValueError, match=next(iter(wrong))), solve_budget(**wrong):
             pass
     assert evaluations() == 20
+
+
+def test_blocks_closed_out_of_order_leave_nothing_behind():
+    outer, inner = solve_budget(rtol=1e-2), solve_budget(max_iter=4)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert evaluations() == 4
+    inner.__exit__(None, None, None)
+    assert evaluations() == 20
