@@ -42,6 +42,22 @@ def take(x: Any, rows: Tensor) -> Any:
     )
 
 
+def _check_per_sample(x: Any, size: int) -> None:
+    """Refuse data that are not per sample before the first evaluation: a shared tensor would lose rows on the way."""
+    if x is None or (not isinstance(x, (Tensor, tuple, list)) and callable(getattr(x, "take", None))):
+        return
+    if isinstance(x, (tuple, list)):
+        for item in x:
+            _check_per_sample(item, size)
+    elif not isinstance(x, Tensor):
+        take(x, torch.arange(0))  # raises
+    elif x.ndim == 0 or x.shape[0] != size:
+        raise ValueError(
+            f"Tensors of `x` must have the batch of the state, {size}, first; got shape {tuple(x.shape)}. Expand data "
+            "that all samples share, or keep them on the cell."
+        )
+
+
 def solve_fixed_point(
     f: Callable[..., State],
     z0: State,
@@ -70,7 +86,7 @@ def solve_fixed_point(
         The solution, with statistics per sample.
 
     Raises:
-        TypeError: if ``z0`` or what ``f`` returns is no state.
+        TypeError: if ``z0`` or what ``f`` returns is no state, or ``x`` no per-sample data.
         ValueError: if ``f`` changes the shape of the state, or writes into its argument.
         ConvergenceError: if a sample does not converge and ``solver.on_failure`` is ``"raise"``.
 
@@ -82,6 +98,7 @@ def solve_fixed_point(
     """
     solver = with_budget(solver) if kind == "forward" else solver
     layout = _Layout(z0)
+    _check_per_sample(x, layout.size)
     z = layout.pack(z0)
     tracker = _Tracker(z)
     state = solver.init(z)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from monai_deqkan.solvers import SOLVERS, SolveStatus, solve_fixed_point
+from monai_deqkan.solvers import SOLVERS, AndersonSolver, SolveStatus, solve_fixed_point
 
 DOUBLE = torch.float64
 NAMES = SOLVERS.names()
@@ -226,3 +226,14 @@ def test_one_number_per_sample(name):
 def test_an_image_that_is_no_state_is_named(image):
     with pytest.raises(TypeError, match=f"must return a tensor.*returned {type(image).__name__}"):
         solve_fixed_point(lambda z: image, torch.zeros(2, 3), SOLVERS.build("anderson"))
+
+
+@pytest.mark.parametrize("x", [torch.ones(3), (torch.ones(2, 3), torch.ones(3)), torch.ones(1, 3), torch.tensor(1.0)])
+def test_data_that_are_not_per_sample_are_refused(x):
+    with pytest.raises(ValueError, match="batch of the state, 2, first"):
+        solve_fixed_point(lambda z, x: 0.5 * z, torch.zeros(2, 3), AndersonSolver(), x)
+
+
+def test_data_of_an_unknown_kind_are_refused():
+    with pytest.raises(TypeError, match="Per-sample data"):
+        solve_fixed_point(lambda z, x: 0.5 * z, torch.zeros(2, 3), AndersonSolver(), {"x": torch.zeros(2, 3)})
