@@ -22,6 +22,7 @@ from monai_deqkan.networks.layers import (
     refit_grids,
     reset_optimizer_state,
 )
+from monai_deqkan.networks.layers.plain_weight import is_plain
 
 __all__ = ["KANGridHandler"]
 
@@ -198,7 +199,7 @@ def _epoch(key: int | str) -> int:
 @torch.no_grad()
 def _send_grids(network: nn.Module) -> None:
     """Give every process the grids and coefficients of process 0."""
-    layers = [module for module in network.modules() if isinstance(module, KANLayer) and "weight" in module._parameters]
+    layers = [module for module in network.modules() if isinstance(module, KANLayer) and is_plain(module)]
     grids: list[Any] = [
         (layer.basis, layer.coefficients.cpu(), _cpu(layer.input_scale), _cpu(layer.input_shift)) for layer in layers
     ]

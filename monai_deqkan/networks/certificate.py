@@ -26,6 +26,7 @@ from monai_deqkan.solvers import (
     spectral_radius,
 )
 from monai_deqkan.solvers.solution import State, state_parts
+from monai_deqkan.solvers.spectral import random_like, state_norm
 
 __all__ = ["Certificate", "CertificateError", "ContractionWarning", "certify", "check_contraction"]
 
@@ -306,7 +307,7 @@ def _observed_factor(f: Callable[..., State], z: State, x: Any) -> Tensor:
     """Return the largest ratio of distances after and before ``f``, over pairs near and far: float64 ``(B,)``."""
     parts = state_parts(z)
     generator = torch.Generator(parts[0].device).manual_seed(0)
-    unit = _distance(parts)
+    unit = state_norm(parts)
     unit = torch.where(unit > 0, unit, torch.ones_like(unit))
     largest = torch.zeros_like(unit)
 
@@ -315,32 +316,23 @@ def _observed_factor(f: Callable[..., State], z: State, x: Any) -> Tensor:
         return state_parts(f(state) if x is None else f(state, x))
 
     for distance in _DISTANCES:
-        a = _moved(parts, _random(parts, generator), distance * unit)
-        fa, direction = image(a), _random(parts, generator)
+        a = _moved(parts, random_like(parts, generator), distance * unit)
+        fa, direction = image(a), random_like(parts, generator)
         for _ in range(_DIRECTIONS):
             b = _moved(a, direction, distance * unit)
             # A difference of images points where f stretches most, as in power iteration.
             direction = tuple(p - q for p, q in zip(image(b), fa, strict=True))
-            ratio = _distance(direction) / _distance(tuple(p - q for p, q in zip(b, a, strict=True)))
+            ratio = state_norm(direction) / state_norm(tuple(p - q for p, q in zip(b, a, strict=True)))
             largest = torch.fmax(largest, ratio)
     return largest
 
 
-def _random(parts: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    return tuple(torch.randn(p.shape, dtype=p.dtype, device=p.device, generator=generator) for p in parts)
-
-
 def _moved(start: tuple[Tensor, ...], direction: tuple[Tensor, ...], length: Tensor) -> tuple[Tensor, ...]:
-    norm = _distance(direction)
+    norm = state_norm(direction)
     factor = length / torch.where(norm > 0, norm, torch.ones_like(norm))
     return tuple(
         p + d * factor.to(p.real.dtype).view(-1, *[1] * (p.ndim - 1)) for p, d in zip(start, direction, strict=True)
     )
-
-
-def _distance(parts: tuple[Tensor, ...]) -> Tensor:
-    squares = [torch.linalg.vector_norm(p.flatten(1).abs(), dim=1, dtype=torch.float64) ** 2 for p in parts]
-    return torch.stack(squares).sum(0).sqrt()
 
 
 def _layer_and_arguments(

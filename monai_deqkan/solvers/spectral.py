@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_deqkan._checks import check_int
 from monai_deqkan.solvers.solution import State, state_parts
 
-__all__ = ["jacobian_frobenius_norm", "jacobian_norm", "spectral_radius"]
+__all__ = ["jacobian_frobenius_norm", "jacobian_norm", "random_like", "spectral_radius", "state_norm"]
 
 _Product = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -42,7 +42,7 @@ def spectral_radius(
     """
     check_int("num_iter", num_iter, minimum=2)
     transposed, _ = _products(f, z, x)
-    v, _ = _unit(_random_like(z, generator))
+    v, _ = _unit(random_like(z, generator))
     growth = []
     for _ in range(num_iter):
         v, norm = _unit(transposed(v))
@@ -73,7 +73,7 @@ def jacobian_norm(
     """
     check_int("num_iter", num_iter)
     transposed, forward = _products(f, z, x)
-    v, _ = _unit(_random_like(z, generator))
+    v, _ = _unit(random_like(z, generator))
     norm = torch.zeros(0)
     for _ in range(num_iter):
         u, norm = _unit(forward(v))
@@ -108,7 +108,7 @@ def jacobian_frobenius_norm(
     check_int("num_probes", num_probes)
     transposed, _ = _products(f, z, x)
     generator = _generator(z, generator)
-    squares = [_norm(transposed(_random_like(z, generator))) ** 2 for _ in range(num_probes)]
+    squares = [state_norm(transposed(random_like(z, generator))) ** 2 for _ in range(num_probes)]
     return torch.stack(squares).mean(0).sqrt()
 
 
@@ -152,19 +152,21 @@ def _generator(z: State, generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator(state_parts(z)[0].device).manual_seed(0) if generator is None else generator
 
 
-def _random_like(z: State, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+def random_like(z: State, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    """Return normal numbers of a state's shapes, as a tuple."""
     generator = _generator(z, generator)
     return tuple(torch.randn(p.shape, dtype=p.dtype, device=p.device, generator=generator) for p in state_parts(z))
 
 
-def _norm(parts: tuple[Tensor, ...]) -> Tensor:
+def state_norm(parts: tuple[Tensor, ...]) -> Tensor:
+    """Return each sample's Euclidean norm over all tensors of a state, without gradient: float64 ``(B,)``."""
     squares = [torch.linalg.vector_norm(p.detach().flatten(1).abs(), dim=1, dtype=torch.float64) ** 2 for p in parts]
     return torch.stack(squares).sum(0).sqrt()
 
 
 def _unit(parts: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return each sample's vector at norm one (zeros stay zeros) and the norms before."""
-    norm = _norm(parts)
+    norm = state_norm(parts)
     scale = torch.where(norm > 0, norm, torch.ones_like(norm))
     unit = tuple(p.detach() / scale.to(p.real.dtype).view(-1, *[1] * (p.ndim - 1)) for p in parts)
     return unit, norm

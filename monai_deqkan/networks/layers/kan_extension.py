@@ -15,13 +15,13 @@ from monai_deqkan.networks.layers.basis import Basis
 from monai_deqkan.networks.layers.kan_channels import channel_edges, layer_edges
 from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.plain_weight import is_plain
 
 __all__ = [
     "GridExtension",
     "check_plain_layer",
     "extend_grid",
     "extend_grids",
-    "is_plain",
     "reset_optimizer_state",
 ]
 
@@ -190,8 +190,3 @@ def check_plain_layer(layer: Any) -> None:
             "The grid of a layer whose weight is parametrized cannot be changed: the parametrization, such as a "
             "certificate, was computed for it. Remove it, change the grid, and put it on again."
         )
-
-
-def is_plain(layer: KANLayer) -> bool:
-    """Say whether the layer's weight is a parameter, not computed from others."""
-    return "weight" in layer._parameters

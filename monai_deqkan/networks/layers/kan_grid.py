@@ -19,9 +19,10 @@ from monai_deqkan.networks.layers.kan_channels import (
     input_rows,
     layer_edges,
 )
-from monai_deqkan.networks.layers.kan_extension import check_plain_layer, is_plain
+from monai_deqkan.networks.layers.kan_extension import check_plain_layer
 from monai_deqkan.networks.layers.kan_inputs import InputStatistics, column_quantiles, kan_layers, record_inputs
 from monai_deqkan.networks.layers.kan_layer import KANLayer
+from monai_deqkan.networks.layers.plain_weight import is_plain
 
 __all__ = ["GridRefit", "refit_grid", "refit_grids"]
 

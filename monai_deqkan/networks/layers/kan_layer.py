@@ -13,6 +13,7 @@ from monai_deqkan._checks import check_choice, check_finite, check_shape
 from monai_deqkan.networks.layers.basis import Basis, needs_float32
 from monai_deqkan.networks.layers.kan_features import Contraction, FeatureMap, contract_features
 from monai_deqkan.networks.layers.kan_variance import variance_draw
+from monai_deqkan.networks.layers.plain_weight import is_plain
 
 __all__ = ["KANLayer", "check_weight_dtype"]
 
@@ -277,7 +278,7 @@ class KANLayer(nn.Module):
         elif any(key.startswith(prefix) for key in state_dict):
             self.input_scale = self.input_shift = None
         saved = state_dict.get(prefix + "weight")
-        if isinstance(saved, Tensor) and "weight" in self._parameters:
+        if isinstance(saved, Tensor) and is_plain(self):
             if local_metadata.get("has_base", self.has_base) != self.has_base:
                 error_msgs.append(
                     f"{prefix}weight was saved {'without' if self.has_base else 'with'} a base term; this layer has "

@@ -7,7 +7,12 @@ from typing import cast
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["make_weight_plain", "weight_parametrizations"]
+__all__ = ["is_plain", "make_weight_plain", "weight_parametrizations"]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Say whether the layer's weight is a parameter, not computed from others."""
+    return "weight" in layer._parameters
 
 
 def weight_parametrizations(layer: nn.Module) -> parametrize.ParametrizationList | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from monai_deqkan._checks import check_choice, check_int, check_range
 from monai_deqkan.networks.layers.basis import BASES, GridBasis, check_grid_range, distance_from_centers
 
 __all__ = ["GaussianBasis", "MexicanHatBasis"]
+
+RadialT = TypeVar("RadialT", bound="_RadialBasis")
 
 
 def _distance(u: Tensor, dim: int, count: int, width: float) -> Tensor:
@@ -41,15 +43,19 @@ def _mexican_hat_slopes(u: Tensor, dim: int, count: int, width: float) -> Tensor
     return r * (square - 3.0) * torch.exp(-0.5 * square) / width
 
 
+@dataclass(frozen=True)
 class _RadialBasis(GridBasis):
     """What Gaussians and Mexican hats share; u is in steps between centers."""
 
-    grid_size: int
-    width: float | None
+    grid_size: int = 5
+    grid_range: tuple[float, float] = (-3.0, 3.0)
+    width: float | None = 1.0
+    outside: str = "zero"
+
     _steepest: ClassVar[float]  # largest slope for unit width
     _curvature: ClassVar[float]  # largest second derivative of the squared slope for unit width
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         check_int("grid_size", self.grid_size)
         check_choice("outside", self.outside, ("zero", "clamp", "linear"))
         object.__setattr__(self, "grid_range", check_grid_range(self.grid_range))
@@ -65,6 +71,14 @@ class _RadialBasis(GridBasis):
     def step(self) -> float:
         """Distance of neighboring centers, in the unit of the input."""
         return (self.grid_range[1] - self.grid_range[0]) / self.grid_size
+
+    def resized(self: RadialT, num_basis: int) -> RadialT:
+        """Return the bumps around ``num_basis`` centers, of the same ``width`` setting."""
+        return replace(self, grid_size=check_int("num_basis", num_basis, 2) - 1)
+
+    def refined(self: RadialT, factor: int = 2) -> RadialT:
+        """Return the bumps on ``factor`` times as many intervals; they span all that these do if ``width`` is set."""
+        return replace(self, grid_size=self.grid_size * check_int("factor", factor))
 
     @property
     def _unit(self) -> float:
@@ -122,26 +136,10 @@ class GaussianBasis(_RadialBasis):
         tensor([0.6065, 1.0000, 0.6065])
     """
 
-    grid_size: int = 5
-    grid_range: tuple[float, float] = (-3.0, 3.0)
-    width: float | None = 1.0
-    outside: str = "zero"
-
     _raw = staticmethod(_gaussians)
     _raw_slopes = staticmethod(_gaussian_slopes)
     _steepest = math.exp(-0.5)
     _curvature = 2.0
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def resized(self, num_basis: int) -> GaussianBasis:
-        """Return Gaussians around ``num_basis`` centers, of the same ``width`` setting."""
-        return replace(self, grid_size=check_int("num_basis", num_basis, 2) - 1)
-
-    def refined(self, factor: int = 2) -> GaussianBasis:
-        """Return Gaussians on ``factor`` times as many intervals; they span all that these do if ``width`` is set."""
-        return replace(self, grid_size=self.grid_size * check_int("factor", factor))
 
 
 @BASES.register("mexican_hat")
@@ -172,23 +170,7 @@ class MexicanHatBasis(_RadialBasis):
         Z. Bozorgasl and H. Chen, "Wav-KAN: Wavelet Kolmogorov-Arnold networks", arXiv:2405.12832.
     """
 
-    grid_size: int = 5
-    grid_range: tuple[float, float] = (-3.0, 3.0)
-    width: float | None = 1.0
-    outside: str = "zero"
-
     _raw = staticmethod(_mexican_hats)
     _raw_slopes = staticmethod(_mexican_hat_slopes)
     _steepest = math.sqrt(3 - math.sqrt(6)) * math.sqrt(6) * math.exp(-0.5 * (3 - math.sqrt(6)))
     _curvature = 18.0
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def resized(self, num_basis: int) -> MexicanHatBasis:
-        """Return wavelets around ``num_basis`` centers, of the same ``width`` setting."""
-        return replace(self, grid_size=check_int("num_basis", num_basis, 2) - 1)
-
-    def refined(self, factor: int = 2) -> MexicanHatBasis:
-        """Return wavelets on ``factor`` times as many intervals; they span all that these do if ``width`` is set."""
-        return replace(self, grid_size=self.grid_size * check_int("factor", factor))
