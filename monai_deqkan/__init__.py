@@ -21,7 +21,8 @@ from monai_deqkan import (
     variational,
     visualize,
 )
-from monai_deqkan.networks.layers import KANActivation, KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers import KANActivation
+from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS
 
 __all__ = [
     "__version__",
@@ -44,4 +45,4 @@ __version__ = "0.1.0"
 if "KAN" not in Act.names:
     Act.add_factory_class("kan", KANActivation)
 if "KAN" not in Conv.names:
-    Conv.add_factory_callable("kan", lambda dim: (KANConv1d, KANConv2d, KANConv3d)[dim - 1], "KAN convolution layers")
+    Conv.add_factory_callable("kan", KAN_CONVOLUTIONS.__getitem__, "KAN convolution layers")

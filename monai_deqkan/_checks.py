@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "check_choice",
@@ -17,6 +17,7 @@ __all__ = [
     "check_finite",
     "check_folder",
     "check_int",
+    "check_loss_and_network",
     "check_range",
     "check_shape",
     "check_spatial_dims",
@@ -38,6 +39,18 @@ def check_tensor(name: str, value: Any, advice: str = "") -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}.{_advice(advice)}")
     return value
+
+
+def check_loss_and_network(loss: Any, network: Any) -> None:
+    """Check the two arguments of a loss that adds a term about the network to another loss.
+
+    Raises:
+        TypeError: if the loss cannot be called, or the network is no module.
+    """
+    if not callable(loss):
+        raise TypeError(f"`loss` must be callable with (prediction, target); got {type(loss).__name__}.")
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"`network` must be the torch.nn.Module being trained; got {type(network).__name__}.")
 
 
 def check_shape(name: str, value: Tensor, axes: Sequence[str | int], advice: str = "") -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int, check_range
-from monai_deqkan.solvers.solution import State, state_parts
+from monai_deqkan._checks import check_int, check_loss_and_network, check_range
+from monai_deqkan.solvers.solution import State, at_least_float32, state_parts
 
 __all__ = ["JacobianLoss", "JacobianRegularizedLoss"]
 
@@ -121,10 +121,7 @@ class JacobianRegularizedLoss(nn.Module):
         self, loss: Callable[..., Tensor], network: nn.Module, *, weight: float = 1.0, num_probes: int = 1
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"`loss` must be callable with (prediction, target); got {type(loss).__name__}.")
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"`network` must be the torch.nn.Module being trained; got {type(network).__name__}.")
+        check_loss_and_network(loss, network)
         layers = [part for part in network.modules() if _is_equilibrium(part)]
         if not layers:
             raise ValueError(
@@ -183,7 +180,7 @@ class _Equilibria:
     def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], z: State) -> None:
         """Keep one equilibrium."""
         if self._listens and torch.is_grad_enabled() and not torch.jit.is_tracing():
-            x = _at_least_float32(args[0] if args else kwargs["x"])
+            x = at_least_float32(args[0] if args else kwargs["x"])
             self._found.append((layer.cell, z, x))
 
     def take(self) -> list[tuple[nn.Module, State, Any]]:
@@ -195,12 +192,3 @@ class _Equilibria:
 def _is_equilibrium(module: nn.Module) -> bool:
     # By its parts, not by its class: losses do not know networks.
     return all(hasattr(module, name) for name in ("cell", "solver", "adjoint"))
-
-
-def _at_least_float32(value: Any) -> Any:
-    """Raise half precision, as equilibrium layers do before they hand ``x`` to the cell."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, (tuple, list)):
-        return tuple(_at_least_float32(item) for item in value)
-    return value

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_range
+from monai_deqkan._checks import check_loss_and_network, check_range
 
 __all__ = ["KANL2Loss", "KANPenalty", "KANSmoothnessLoss", "KANSparsityLoss", "RegularizedLoss"]
 
@@ -237,10 +237,7 @@ class RegularizedLoss(nn.Module):
         l2: float = 0.0,
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"`loss` must be callable with (prediction, target); got {type(loss).__name__}.")
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"`network` must be the torch.nn.Module being trained; got {type(network).__name__}.")
+        check_loss_and_network(loss, network)
         for name, weight in (("sparsity", sparsity), ("entropy", entropy), ("smoothness", smoothness), ("l2", l2)):
             check_range(name, weight, 0.0, math.inf, open_high=True)
         self.loss = loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,16 @@ State = Tensor | tuple[Tensor, ...]
 def state_parts(state: State) -> tuple[Tensor, ...]:
     """Return a state's tensors: a tuple of one, or the tuple that it is."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def at_least_float32(value: Any) -> Any:
+    """Raise half-precision tensors to float32, and take metadata off, within tuples too."""
+    if isinstance(value, Tensor):
+        value = value.as_subclass(Tensor)
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, (tuple, list)):
+        return tuple(at_least_float32(item) for item in value)
+    return value
 
 
 class SolveStatus(IntEnum):

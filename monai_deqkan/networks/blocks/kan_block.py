@@ -8,12 +8,11 @@ from monai.networks.layers import Dropout
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_range, check_spatial_dims
-from monai_deqkan.networks.layers import KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.basis import BasisSpec
+from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS
 
 __all__ = ["KANBlock"]
 
-_CONVOLUTIONS: dict[int, Any] = {1: KANConv1d, 2: KANConv2d, 3: KANConv3d}
 _NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -75,7 +74,7 @@ class KANBlock(nn.Module):
             raise ValueError(f"`kernel_size` must be odd, so that the output has the input's size; got {kernel_size}.")
         self.normalizes = norm is not None
         self.norm = _NORMS[spatial_dims](in_channels) if self.normalizes else nn.Identity()
-        self.conv = _CONVOLUTIONS[spatial_dims](
+        self.conv = KAN_CONVOLUTIONS[spatial_dims](
             in_channels,
             out_channels,
             kernel_size,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from monai_deqkan.adjoints import ADJOINTS, Adjoint
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.solvers import SOLVERS, FixedPointSolver, Solution
-from monai_deqkan.solvers.solution import State, state_parts
+from monai_deqkan.solvers.solution import State, at_least_float32, state_parts
 
 __all__ = ["DEQLayer"]
 
@@ -81,8 +81,8 @@ class DEQLayer(nn.Module):
         """
         _check_precision(self.cell)
         meta = next((part for part in (x if isinstance(x, tuple) else (x,)) if isinstance(part, MetaTensor)), None)
-        x = _at_least_float32(x)
-        start = self._initial_state(x) if z0 is None else _at_least_float32(z0)
+        x = at_least_float32(x)
+        start = self._initial_state(x) if z0 is None else at_least_float32(z0)
         device = state_parts(start)[0].device
         is_compiled = _is_compiled(self.cell)
         if is_compiled:
@@ -113,16 +113,6 @@ class DEQLayer(nn.Module):
             f"No start for the solve: `x` is a {type(x).__name__}, not a tensor. Pass `z0`, or give the cell a method "
             "`initial_state(x)`."
         )
-
-
-def _at_least_float32(value: Any) -> Any:
-    """Raise half-precision tensors to float32, and take metadata off, within tuples too."""
-    if isinstance(value, Tensor):
-        value = value.as_subclass(Tensor)
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, (tuple, list)):
-        return tuple(_at_least_float32(item) for item in value)
-    return value
 
 
 def _is_compiled(cell: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from monai_deqkan.networks.layers.basis import Basis, BasisSpec, build_basis
 from monai_deqkan.networks.layers.kan_features import Contraction
 from monai_deqkan.networks.layers.kan_layer import KANLayer, check_weight_dtype
 
-__all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]
+__all__ = ["KAN_CONVOLUTIONS", "KANConv1d", "KANConv2d", "KANConv3d"]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -280,3 +280,7 @@ class KANConv3d(_KANConvNd):
 
     def _convolve(self, maps: Tensor) -> Tensor:
         return F.conv3d(maps, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+KAN_CONVOLUTIONS: dict[int, Any] = {1: KANConv1d, 2: KANConv2d, 3: KANConv3d}
+"""The layer for each number of spatial axes."""

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_finite, check_int
 from monai_deqkan.networks.layers.basis import BasisSpec
 from monai_deqkan.networks.layers.kan_channels import grid_inputs
-from monai_deqkan.networks.layers.kan_conv import KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS, KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.kan_importance import channel_features
 
 __all__ = ["LowRankKANConv1d", "LowRankKANConv2d", "LowRankKANConv3d"]
 
-_DENSE: dict[int, Any] = {1: KANConv1d, 2: KANConv2d, 3: KANConv3d}
 _PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _RIDGE = 1e-12  # relative to the mean diagonal: only keeps singular systems solvable
 
@@ -58,7 +57,7 @@ class _LowRankKANConvNd(nn.Module):
         grid = {"grid_size": grid_size, "spline_order": spline_order, "grid_range": grid_range}
         options = {"basis": basis, **grid, "base_activation": base_activation}
         # The dense layer on the meta device checks the arguments and gives their one-per-axis forms.
-        dense = _DENSE[self.spatial_dims](
+        dense = KAN_CONVOLUTIONS[self.spatial_dims](
             in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias, padding_mode,
             **options, device="meta",
         )  # fmt: skip
@@ -67,7 +66,7 @@ class _LowRankKANConvNd(nn.Module):
         self.padding, self.padding_mode, self.groups = dense.padding, dense.padding_mode, 1
         self._input_padding: list[int] = dense._input_padding
         place = {"device": device, "dtype": dtype}
-        self.functions = _DENSE[self.spatial_dims](in_channels, rank, 1, bias=False, **options, **place)
+        self.functions = KAN_CONVOLUTIONS[self.spatial_dims](in_channels, rank, 1, bias=False, **options, **place)
         self.spatial = nn.ModuleList([self._along(axis, place) for axis in range(self.spatial_dims)])
         self.project = _PLAIN[self.spatial_dims](rank, out_channels, 1, bias=bias, **place)
         self.reset_parameters()
@@ -108,7 +107,7 @@ class _LowRankKANConvNd(nn.Module):
         """Return the dense KAN convolution with the same values."""
         weight = self.functions.weight
         has_bias = self.project.bias is not None
-        dense = _DENSE[self.spatial_dims](
+        dense = KAN_CONVOLUTIONS[self.spatial_dims](
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, 1,
             has_bias, self.padding_mode, basis=self.functions.basis, base_activation=self.functions.base_activation,
             device=weight.device, dtype=weight.dtype,
@@ -143,7 +142,7 @@ class _LowRankKANConvNd(nn.Module):
             TypeError: if ``layer`` has another number of axes or is no KAN convolution.
             ValueError: if it has groups, or its weight is not finite.
         """
-        if not isinstance(layer, _DENSE[cls.spatial_dims]):
+        if not isinstance(layer, KAN_CONVOLUTIONS[cls.spatial_dims]):
             raise TypeError(f"`layer` must be a KANConv{cls.spatial_dims}d; got {type(layer).__name__}.")
         weight = layer.weight.detach()
         check_finite("layer.weight", weight, "Reload the layer; no factors come close to it.")
