@@ -213,6 +213,7 @@ class InputStatistics:
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode, and afterwards each of its modules back into its own mode."""
+    # MONAI's `eval_mode` puts all parts of a training network back to training, frozen ones too, and stops gradients.
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
