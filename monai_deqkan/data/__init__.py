@@ -5,13 +5,13 @@ from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_sl
 from monai_deqkan.data.folders import (
     class_names,
     classification_items,
-    hold_out,
     image_files,
     mask_class_names,
     mask_values,
     segmentation_items,
 )
 from monai_deqkan.data.samples import SAMPLES, write_sample
+from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
 
 __all__ = [
     "SAMPLES",
@@ -23,11 +23,13 @@ __all__ = [
     "copy_bundle",
     "find_kspace_files",
     "hold_out",
+    "hold_out_patients",
     "image_files",
     "kspace_items",
     "kspace_slices",
     "mask_class_names",
     "mask_values",
+    "patients_of",
     "segmentation_items",
     "write_kspace",
     "write_sample",

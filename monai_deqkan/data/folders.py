@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from pydicom.misc import is_dicom
 
-from monai_deqkan._checks import check_choice, check_folder, check_int, check_range
+from monai_deqkan._checks import check_folder
+from monai_deqkan.data.files import IMAGE_SUFFIXES, image_stem, images_in, is_image, visible, visible_folders
+from monai_deqkan.data.parts import part_folders, resolve_part
+from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
+from monai_deqkan.data.tables import ImageRow, read_image_table
 from monai_deqkan.transforms.image.array import read_image
 
 __all__ = [
     "class_names",
     "classification_items",
-    "hold_out",
     "image_files",
     "mask_class_names",
     "mask_values",
@@ -27,41 +28,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".mha", ".nrrd")
-_PARTS = ("train", "val", "evaluate")
 _CLASS_LAYOUT = (
     "Expected layout: train/<class>/<image files>, and where you have them val/<class>/... and test/<class>/..."
 )
 _MASK_LAYOUT = "Expected layout: train/images/<name>.png with train/masks/<name>.png, likewise val/ and test/."
 _MAX_VALUES = 64
-
-
-def hold_out(items: Sequence[T], part: str, seed: int = 0, fraction: float = 0.2) -> list[T]:
-    """Split a list by chance but repeatably, and return one side in the list's own order.
-
-    Args:
-        items: at least two items.
-        part: ``"val"`` for the held-out share, ``"train"`` for the rest.
-        seed: the same seed gives the same split.
-        fraction: share held out, in ``(0, 1)``; each side gets at least one item.
-
-    Raises:
-        ValueError: if there are fewer than two items, or an argument lies outside its range.
-
-    Example:
-        >>> hold_out(["a", "b", "c", "d", "e"], "val"), hold_out(["a", "b", "c", "d", "e"], "train")
-        (['d'], ['a', 'b', 'c', 'e'])
-    """
-    check_choice("part", part, ("train", "val"))
-    check_int("seed", seed, minimum=0)
-    check_range("fraction", fraction, 0, 1, open_low=True, open_high=True)
-    if len(items) < 2:
-        raise ValueError(f"Holding out a part for validation takes at least 2 items; got {len(items)}. Add data.")
-    count = min(max(round(fraction * len(items)), 1), len(items) - 1)
-    held_out = set(random.Random(seed).sample(range(len(items)), count))
-    return [item for index, item in enumerate(items) if (index in held_out) == (part == "val")]
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -73,14 +44,17 @@ def image_files(folder: str | Path) -> list[Path]:
         ValueError: if there is none.
     """
     root = check_folder(folder, "the images")
-    files = [file for file in _visible(root.rglob("*"), root) if _is_image(file)]
+    files = [file for file in visible(root.rglob("*"), root) if is_image(file)]
     if not files:
-        raise ValueError(f"No image was found below {root}. Readable are {', '.join(_SUFFIXES)} and DICOM files.")
+        raise ValueError(f"No image was found below {root}. Readable are {', '.join(IMAGE_SUFFIXES)} and DICOM files.")
     return files
 
 
 def class_names(dataset_dir: str | Path) -> list[str]:
     """Return the class names of a classification data set: the sorted names of the folders in ``train``.
+
+    Args:
+        dataset_dir: the folder that holds ``train``, or a CSV file, see ``classification_items``.
 
     Raises:
         FileNotFoundError: if the data set or its ``train`` folder is missing.
@@ -90,44 +64,59 @@ def class_names(dataset_dir: str | Path) -> list[str]:
 
 
 def classification_items(
-    dataset_dir: str | Path, part: str, seed: int = 0, class_names: Sequence[str] | None = None
+    dataset_dir: str | Path,
+    part: str,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    *,
+    patients: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """List the images of ``train|val|test/<class>/*`` with their labels.
+    r"""List the images of ``train|val|test/<class>/*`` with their labels.
 
-    Without ``val`` a fifth of each class in ``train`` is held out, by the seed.
+    Without ``val`` a fifth of each class in ``train`` is held out, by the seed. Where ``patients`` tells who is who,
+    all images of a patient stay on one side, and each class comes as near to a fifth as that allows; where the data
+    set has ``val`` or ``test``, a warning tells how many patients it shares with ``train``.
 
     Args:
-        dataset_dir: the folder that holds ``train``, and perhaps ``val`` and ``test``.
+        dataset_dir: the folder that holds ``train``, and perhaps ``val`` and ``test``; or a CSV file with columns
+            ``file`` (absolute, or relative to the CSV's folder) and ``label``, and perhaps ``part`` and ``patient``.
         part: ``"train"``, ``"val"``, or ``"evaluate"`` for ``test`` where there is one, else ``val``.
         seed: seed of the held-out part.
         class_names: the classes in the order of their labels, as stored with a trained model; by default those of
             ``train``, sorted.
+        patients: how to tell patients apart, as in ``patients_of``: a regular expression such as ``r"person(\d+)"``, or
+            the path of a CSV file. By default the column ``patient`` of a data set that is itself a CSV file.
 
     Returns:
         ``{"image": path, "label": index of the class}`` for each image, sorted by label and path.
 
     Raises:
         FileNotFoundError: if the data set or its ``train`` folder is missing.
-        ValueError: if a class is empty, or the classes of two folders differ.
+        ValueError: if a class is empty, the classes of two parts differ, or ``patients`` does not fit the files.
     """
     names = list(class_names) if class_names is not None else _train_classes(dataset_dir)
-    folder, split = _resolve(dataset_dir, part, _CLASS_LAYOUT)
-    found = _class_folders(folder)
-    if sorted(names) != found:
+    present = _class_parts(dataset_dir)
+    chosen, split = _resolve(dataset_dir, part, present, _CLASS_LAYOUT)
+    found = _files_by_class(dataset_dir, chosen)
+    if sorted(names) != sorted(found):
         raise ValueError(
-            f"The classes in {folder} must be {sorted(names)}; got {found} "
-            f"(missing {sorted(set(names) - set(found))}, unknown {sorted(set(found) - set(names))}). {_CLASS_LAYOUT}"
+            f"The classes of {chosen} in {dataset_dir} must be {sorted(names)}; got {sorted(found)} (missing "
+            f"{sorted(set(names) - set(found))}, unknown {sorted(set(found) - set(names))}). {_CLASS_LAYOUT}"
         )
-    items: list[dict[str, Any]] = []
-    for label, name in enumerate(names):
-        files = [file for file in _visible((folder / name).iterdir(), folder) if _is_image(file)]
-        if len(files) < (2 if split else 1):
+    for name in names:
+        if len(found[name]) < (2 if split else 1):
             need = "at least 2 images where there is no val folder" if split else "at least one image"
-            raise ValueError(f"The class folder {folder / name} must hold {need}; got {len(files)}. {_CLASS_LAYOUT}")
-        chosen = hold_out(files, split, seed) if split else files
-        items += [{"image": str(file), "label": label} for file in chosen]
-    _log_hold_out(folder, split, len(items))
-    return items
+            raise ValueError(
+                f"The class folder {Path(dataset_dir) / chosen / name} must hold {need}; got {len(found[name])}. "
+                f"{_CLASS_LAYOUT}"
+            )
+    files = {name: found[name] for name in names}
+    if split:
+        files = _hold_out_classes(dataset_dir, files, split, seed, patients)
+        _log_hold_out(dataset_dir, split, sum(map(len, files.values())))
+    elif chosen != "train" and "train" in present:
+        _warn_of_shared_patients(dataset_dir, chosen, patients)
+    return [{"image": str(file), "label": label} for label, name in enumerate(names) for file in files[name]]
 
 
 def segmentation_items(dataset_dir: str | Path, part: str, seed: int = 0) -> list[dict[str, str]]:
@@ -147,11 +136,12 @@ def segmentation_items(dataset_dir: str | Path, part: str, seed: int = 0) -> lis
         FileNotFoundError: if a folder is missing.
         ValueError: if an image has no mask, a mask no image, a name comes twice, or there is no pair.
     """
-    folder, split = _resolve(dataset_dir, part, _MASK_LAYOUT)
-    items = _pairs(folder)
+    folders = part_folders(check_folder(dataset_dir, "the data set"))
+    chosen, split = _resolve(dataset_dir, part, folders, _MASK_LAYOUT)
+    items = _pairs(folders[chosen])
     if split:
         items = hold_out(items, split, seed)
-        _log_hold_out(folder, split, len(items))
+        _log_hold_out(dataset_dir, split, len(items))
     return items
 
 
@@ -197,56 +187,108 @@ def mask_class_names(values: Sequence[int]) -> list[str]:
     return ["background", *foreground]
 
 
-def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
-    return sorted(
-        path for path in paths if not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
-    )
+def _is_table(dataset_dir: str | Path) -> bool:
+    return str(dataset_dir).lower().endswith((".csv", ".tsv"))
 
 
-def _suffix(path: Path) -> str:
-    return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
+def _table_rows(dataset_dir: str | Path, part: str) -> list[ImageRow]:
+    """Return the rows of a part; all rows are train where the table tells no parts."""
+    rows = read_image_table(Path(dataset_dir))
+    return sorted((row for row in rows if (row.part or "train") == part), key=lambda row: row.file)
 
 
-def _is_image(path: Path) -> bool:
-    return path.is_file() and (_suffix(path) != "" or is_dicom(path))
+def _class_parts(dataset_dir: str | Path) -> list[str]:
+    if _is_table(dataset_dir):
+        return sorted({row.part or "train" for row in read_image_table(Path(dataset_dir))})
+    return list(part_folders(check_folder(dataset_dir, "the data set")))
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return [path.name for path in _visible(folder.iterdir(), folder) if path.is_dir()]
+def _files_by_class(dataset_dir: str | Path, part: str) -> dict[str, list[Path]]:
+    if _is_table(dataset_dir):
+        found: dict[str, list[Path]] = defaultdict(list)
+        for row in _table_rows(dataset_dir, part):
+            found[row.label].append(row.file)
+        return dict(found)
+    return {folder.name: images_in(folder) for folder in visible_folders(part_folders(Path(dataset_dir))[part])}
 
 
 def _train_classes(dataset_dir: str | Path) -> list[str]:
-    folder = _part_folder(dataset_dir, "train", _CLASS_LAYOUT)
-    names = _class_folders(folder)
+    if _is_table(dataset_dir):
+        names = sorted({row.label for row in _table_rows(dataset_dir, "train")})
+    else:
+        names = [folder.name for folder in visible_folders(_part_folder(dataset_dir, "train", _CLASS_LAYOUT))]
     if len(names) < 2:
         raise ValueError(
-            f"Classification takes at least 2 class folders in {folder}; got {len(names)}: {names}. {_CLASS_LAYOUT}"
+            f"Classification takes at least 2 class folders for training in {dataset_dir}; got {len(names)}: {names}. "
+            f"{_CLASS_LAYOUT}"
         )
     return names
 
 
+def _patient_keys(dataset_dir: str | Path, files: Sequence[Path], patients: str | Path | None) -> list[str]:
+    """Return who each file is of; empty where nobody told."""
+    if patients is not None:
+        return patients_of(files, patients)
+    if not _is_table(dataset_dir):
+        return []
+    known = {row.file: row.patient for row in read_image_table(Path(dataset_dir))}
+    return [known[file] or f"file:{file}" for file in files] if any(known.values()) else []
+
+
+def _hold_out_classes(
+    dataset_dir: str | Path, found: dict[str, list[Path]], split: str, seed: int, patients: str | Path | None
+) -> dict[str, list[Path]]:
+    """Return one side of a split of each class."""
+    pairs = [(name, file) for name, files in found.items() for file in files]
+    keys = _patient_keys(dataset_dir, [file for _, file in pairs], patients)
+    if not keys:
+        return {name: hold_out(files, split, seed) for name, files in found.items()}
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    for key, (name, _) in zip(keys, pairs, strict=True):
+        classes_of[key].add(name)
+    several = sum(len(classes) > 1 for classes in classes_of.values())
+    if split == "val":
+        text = "%d patients in %s, %d of them with images of several classes; each stays on one side of the split."
+        logger.info(text, len(classes_of), dataset_dir, several)
+    kept = set(hold_out_patients(pairs, split, keys, [name for name, _ in pairs], seed))
+    return {name: [file for file in files if (name, file) in kept] for name, files in found.items()}
+
+
+def _warn_of_shared_patients(dataset_dir: str | Path, part: str, patients: str | Path | None) -> None:
+    train, other = (
+        [file for files in _files_by_class(dataset_dir, name).values() for file in files] for name in ("train", part)
+    )
+    keys = _patient_keys(dataset_dir, train + other, patients)
+    shared = set(keys[: len(train)]) & set(keys[len(train) :])
+    if shared:
+        logger.warning(
+            "%d patients have images in both train and %s of %s: scores on %s will be too good. Split by patient.",
+            len(shared),
+            part,
+            dataset_dir,
+            part,
+        )
+
+
 def _part_folder(dataset_dir: str | Path, part: str, layout: str) -> Path:
-    root = check_folder(dataset_dir, "the data set")
-    if not (root / part).is_dir():
-        raise FileNotFoundError(f"The data set {root} must hold a folder '{part}'; it has none. {layout}")
-    return root / part
+    folders = part_folders(check_folder(dataset_dir, "the data set"))
+    if part not in folders:
+        raise FileNotFoundError(f"The data set {dataset_dir} must hold a folder '{part}'; it has none. {layout}")
+    return folders[part]
 
 
-def _resolve(dataset_dir: str | Path, part: str, layout: str) -> tuple[Path, str]:
-    """Return the folder of a part, and which side of a held-out split of it is meant (empty: all of it)."""
-    check_choice("part", part, _PARTS)
-    root = check_folder(dataset_dir, "the data set")
-    if part == "evaluate":
-        part = "test" if (root / "test").is_dir() else "val"
-    if part == "test" or (part == "val" and (root / "val").is_dir()):
-        return root / part, ""
-    return _part_folder(root, "train", layout), "" if (root / "val").is_dir() else part
+def _resolve(dataset_dir: str | Path, part: str, present: Collection[str], layout: str) -> tuple[str, str]:
+    """Return the part to read, and which side of a held-out split of it is meant (empty: all of it)."""
+    chosen, split = resolve_part(part, present)
+    if chosen not in present:
+        raise FileNotFoundError(f"The data set {dataset_dir} must hold a folder '{chosen}'; it has none. {layout}")
+    return chosen, split
 
 
-def _log_hold_out(folder: Path, split: str, count: int) -> None:
+def _log_hold_out(dataset_dir: str | Path, split: str, count: int) -> None:
     # Said only where the held-out side is asked for, so that a training run says it once.
     if split == "val":
-        logger.info("No folder 'val' in %s: %d items of 'train' are held out for validation.", folder.parent, count)
+        logger.info("No folder 'val' in %s: %d items of 'train' are held out for validation.", dataset_dir, count)
 
 
 def _pairs(folder: Path) -> list[dict[str, str]]:
@@ -255,8 +297,8 @@ def _pairs(folder: Path) -> list[dict[str, str]]:
     for kind in ("images", "masks"):
         if not (folder / kind).is_dir():
             raise FileNotFoundError(f"The folder {folder} must hold a folder '{kind}'; it has none. {_MASK_LAYOUT}")
-        files = [file for file in _visible((folder / kind).iterdir(), folder) if _is_image(file)]
-        names = [file.name.removesuffix(file.name[len(file.name) - len(_suffix(file)) :]) for file in files]
+        files = images_in(folder / kind)
+        names = [image_stem(file) for file in files]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         _refuse(twice, f"{folder / kind}: each name may come once, whatever its suffix;", "come twice")
         stems[kind] = dict(zip(names, files, strict=True))

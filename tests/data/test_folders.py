@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,6 @@ from PIL import Image
 from monai_deqkan.data import (
     class_names,
     classification_items,
-    hold_out,
     image_files,
     mask_values,
     segmentation_items,
@@ -47,24 +47,6 @@ def remove(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     folder.rmdir()
-
-
-def test_hold_out_splits_without_overlap_and_repeats() -> None:
-    items = list(range(50))
-    train, val = hold_out(items, "train", seed=3), hold_out(items, "val", seed=3)
-    assert sorted(train + val) == items
-    assert len(val) == 10
-    assert val == hold_out(items, "val", seed=3) != hold_out(items, "val", seed=4)
-
-
-@pytest.mark.parametrize(("count", "fraction"), [(2, 0.01), (2, 0.99), (3, 0.2)])
-def test_hold_out_leaves_one_on_each_side(count: int, fraction: float) -> None:
-    assert {len(hold_out(range(count), part, fraction=fraction)) for part in ("train", "val")} == {1, count - 1}
-
-
-def test_hold_out_refuses_a_single_item() -> None:
-    with pytest.raises(ValueError, match=r"at least 2 items; got 1"):
-        hold_out(["a"], "val")
 
 
 def test_classification_lists_every_image_of_a_part_with_its_label(classes: Path) -> None:
@@ -120,6 +102,65 @@ def test_classification_errors_show_the_layout(classes: Path, tmp_path: Path) ->
     remove(classes / "train" / "sick")
     with pytest.raises(ValueError, match=r"at least 2 class folders.*Expected layout"):
         class_names(classes)
+
+
+@pytest.fixture
+def persons(tmp_path: Path) -> Path:
+    """Twelve patients with 1 to 3 images each; one has images of both classes."""
+    for patient in range(12):
+        for index in range(patient % 3 + 1):
+            name = "sick" if patient % 2 or (patient, index) == (8, 1) else "healthy"
+            save_png(tmp_path / "train" / name / f"person{patient}_{index}.png")
+    return tmp_path
+
+
+def people(items: list[dict[str, Any]]) -> set[str]:
+    return {Path(item["image"]).name.split("_")[0] for item in items}
+
+
+def test_images_of_a_patient_stay_on_one_side(persons: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        train, val = (classification_items(persons, part, 1, patients=r"person(\d+)") for part in ("train", "val"))
+    assert len(train) + len(val) == 24
+    assert not people(train) & people(val)
+    assert {item["label"] for item in val} == {0, 1}
+    assert [item["label"] for item in train] == sorted(item["label"] for item in train)
+    assert any("12 patients" in line and "1 of them with images of several classes" in line for line in caplog.messages)
+    assert val == classification_items(persons, "evaluate", 1, patients=r"person(\d+)")
+    plain = [classification_items(persons, part, 1) for part in ("train", "val")]
+    assert people(plain[0]) & people(plain[1]), "without the pattern they were mixed"
+
+
+def test_patients_in_two_given_parts_are_told(persons: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_png(persons / "val" / "sick" / "person3_9.png")
+    save_png(persons / "val" / "healthy" / "person99_0.png")
+    classification_items(persons, "val", patients=r"person(\d+)")
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"1 patients have images in both train and val of {persons}: scores on val will be too good. Split by patient."
+    ]
+
+
+def test_a_table_is_a_data_set(persons: Path) -> None:
+    files = sorted(persons.rglob("*.png"))
+    lines = [f"{file.relative_to(persons)},{file.parent.name},{file.name.split('_')[0]}" for file in files]
+    table = persons / "list.csv"
+    table.write_text("\n".join(["file,label,patient", *lines]))
+    assert class_names(table) == class_names(persons)
+    for part in ("train", "val", "evaluate"):
+        assert classification_items(table, part) == classification_items(persons, part, patients=r"person(\d+)")
+
+
+def test_a_table_with_parts(persons: Path) -> None:
+    rows = ["train/healthy/person0_0.png,a,train", "train/sick/person1_0.png,b,train"]
+    rows += ["train/healthy/person2_0.png,a,Testing", "train/sick/person3_0.png,b,Testing"]
+    table = persons / "list.csv"
+    table.write_text("\n".join(["path,class,split", *rows]))
+    found = [Path(item["image"]).name for item in classification_items(table, "evaluate")]
+    assert found == ["person2_0.png", "person3_0.png"]
+    with pytest.raises(ValueError, match=r"at least 2 images where there is no val"):
+        classification_items(table, "train")
+    with pytest.raises(FileNotFoundError, match="no table"):
+        class_names(persons / "none.csv")
 
 
 def test_segmentation_pairs_files_of_the_same_name(pairs: Path) -> None:
