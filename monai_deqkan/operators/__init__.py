@@ -2,19 +2,24 @@
 
 from monai_deqkan.operators.base import AdjointOperator, ComposedOperator, LinearOperator, take_rows
 from monai_deqkan.operators.coils import CoilOperator
+from monai_deqkan.operators.espirit import espirit_maps
 from monai_deqkan.operators.fourier import FourierOperator
-from monai_deqkan.operators.mri import MRIOperator
-from monai_deqkan.operators.sampling import (
-    SamplingOperator,
+from monai_deqkan.operators.masks import (
+    MASKS,
     equispaced_mask,
-    infer_mask,
-    net_acceleration,
+    gaussian_mask,
+    gaussian_plane_mask,
+    poisson_disc_mask,
+    pseudo_radial_mask,
     random_mask,
 )
-from monai_deqkan.operators.sensitivity import estimate_sensitivity_maps
+from monai_deqkan.operators.mri import MRIOperator
+from monai_deqkan.operators.sampling import SamplingOperator, infer_mask, net_acceleration
+from monai_deqkan.operators.sensitivity import estimate_sensitivity_maps, low_frequency_images
 from monai_deqkan.operators.simulate import add_complex_noise, simulate_kspace, smooth_coil_maps, smooth_phase
 
 __all__ = [
+    "MASKS",
     "AdjointOperator",
     "CoilOperator",
     "ComposedOperator",
@@ -24,9 +29,15 @@ __all__ = [
     "SamplingOperator",
     "add_complex_noise",
     "equispaced_mask",
+    "espirit_maps",
     "estimate_sensitivity_maps",
+    "gaussian_mask",
+    "gaussian_plane_mask",
     "infer_mask",
+    "low_frequency_images",
     "net_acceleration",
+    "poisson_disc_mask",
+    "pseudo_radial_mask",
     "random_mask",
     "simulate_kspace",
     "smooth_coil_maps",
