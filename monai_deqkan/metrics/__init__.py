@@ -1,25 +1,57 @@
 """Metrics that MONAI lacks."""
 
-from monai_deqkan.metrics.classification import decide
+from monai_deqkan.metrics.calibration import (
+    ReliabilityBins,
+    choose_threshold,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
+from monai_deqkan.metrics.classification import (
+    Interval,
+    bootstrap_intervals,
+    classification_scores,
+    decide,
+    stratified_resamples,
+)
 from monai_deqkan.metrics.reconstruction import (
     NMSEMetric,
     ReferencePSNRMetric,
     ReferenceSSIMMetric,
+    ReferenceVIFMetric,
     head_region,
     magnitude,
     nmse,
     psnr,
     ssim,
+    vif,
+    volume_metrics,
 )
+from monai_deqkan.metrics.training_range import image_statistics, outside_training, training_ranges
 
 __all__ = [
+    "Interval",
     "NMSEMetric",
     "ReferencePSNRMetric",
     "ReferenceSSIMMetric",
+    "ReferenceVIFMetric",
+    "ReliabilityBins",
+    "bootstrap_intervals",
+    "choose_threshold",
+    "classification_scores",
     "decide",
+    "expected_calibration_error",
+    "fit_temperature",
     "head_region",
+    "image_statistics",
     "magnitude",
     "nmse",
+    "outside_training",
     "psnr",
+    "reliability_bins",
     "ssim",
+    "stratified_resamples",
+    "training_ranges",
+    "vif",
+    "volume_metrics",
 ]

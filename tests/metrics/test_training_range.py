@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+from monai_deqkan.metrics import image_statistics, outside_training, training_ranges
+
+
+def test_statistics_by_hand():
+    image = torch.zeros(1, 20, 20)
+    image[0, 2:18, 2:18] = 1.0  # the border of two pixels stays dark
+    numbers = image_statistics(image, (40, 10))
+    share = 16 * 16 / 400
+    assert numbers["border_brightness"] == 0
+    assert numbers["dark_share"] == pytest.approx(1 - share)
+    assert numbers["bright_share"] == pytest.approx(share)
+    assert numbers["median"] == 1
+    assert numbers["contrast"] == pytest.approx(np.std(image.numpy(), ddof=1), rel=1e-5)
+    assert numbers["detail"] == pytest.approx(np.sqrt(2 * 16 / (20 * 19)), rel=1e-5)
+    assert numbers["aspect_ratio"] == pytest.approx(np.log(4))
+    assert numbers["resolution"] == 0.5
+    assert "color" not in numbers
+
+
+def test_color_and_volumes():
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(1, 8, 9, 10, generator=generator)
+    assert image_statistics(grey.repeat(3, 1, 1, 1))["color"] == pytest.approx(0, abs=1e-6)
+    colors = torch.rand(3, 8, 9, 10, generator=generator)
+    assert image_statistics(colors)["color"] == pytest.approx(colors.numpy().std(axis=0, ddof=1).mean(), rel=1e-5)
+    assert image_statistics(grey)["upper_quartile"] == pytest.approx(np.quantile(grey.numpy(), 0.75), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 300, 2000])
+def test_at_most_one_percent_of_the_training_images_lie_outside(count):
+    rows = np.random.default_rng(0).standard_t(3, (count, 8))  # heavy tails
+    statistics = [dict(zip("abcdefgh", row, strict=True)) for row in rows]
+    ranges = training_ranges(statistics)
+    flagged = [outside_training(row, ranges) for row in statistics]
+    assert sum(map(bool, flagged)) <= 0.01 * count
+    assert outside_training({name: 100.0 for name in "abcdefgh"}, ranges) == list("abcdefgh")
+
+
+def test_unknown_statistics_are_passed_over_and_equal_ones_have_some_slack():
+    ranges = training_ranges([{"a": 0.5}] * 10)
+    assert outside_training({"a": 0.51, "b": 9.0}, ranges) == []
+    assert outside_training({"a": 0.6}, ranges) == ["a"]
+
+
+def test_no_image():
+    with pytest.raises(ValueError, match="at least one training image"):
+        training_ranges([])
