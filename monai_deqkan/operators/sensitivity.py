@@ -9,7 +9,7 @@ from monai_deqkan._checks import check_int, check_spatial_dims, check_tensor
 from monai_deqkan.operators.fourier import FourierOperator
 from monai_deqkan.operators.sampling import infer_mask
 
-__all__ = ["estimate_sensitivity_maps"]
+__all__ = ["center_widths", "check_coil_kspace", "estimate_sensitivity_maps", "low_frequency_images"]
 
 
 def estimate_sensitivity_maps(
@@ -51,33 +51,68 @@ def estimate_sensitivity_maps(
         >>> torch.allclose(maps.abs().square().sum(1), torch.ones(1, 16, 16))
         True
     """
+    check_coil_kspace(kspace, spatial_dims)
+    if kspace.shape[1] == 1:
+        return torch.ones_like(kspace)
+    images = low_frequency_images(
+        kspace, mask, num_center_lines=num_center_lines, max_center_lines=max_center_lines, spatial_dims=spatial_dims
+    )
+    # Far below rounding of the brightest pixel there is no direction left to normalize.
+    return images / images.abs().square().sum(dim=1, keepdim=True).clamp_min(1e-14).sqrt()
+
+
+def low_frequency_images(
+    kspace: Tensor,
+    mask: Tensor | None = None,
+    *,
+    num_center_lines: int | None = None,
+    max_center_lines: int = 24,
+    spatial_dims: int = 2,
+) -> Tensor:
+    """Return the coil images of the windowed centre of k-space, each sample divided by its largest magnitude.
+
+    Args:
+        kspace: see :func:`estimate_sensitivity_maps`, as are the others.
+        mask: same.
+        num_center_lines: same.
+        max_center_lines: same.
+        spatial_dims: same.
+
+    Returns:
+        Complex, dimensionless, shape ``(B, K, *space)``.
+    """
+    check_coil_kspace(kspace, spatial_dims)
+    if num_center_lines is None:
+        check_int("max_center_lines", max_center_lines)
+        widths = center_widths(infer_mask(kspace, spatial_dims) if mask is None else mask, kspace, spatial_dims)
+        widths = widths.clamp(max=max_center_lines)
+    else:
+        check_int("num_center_lines", num_center_lines)
+        widths = torch.full((1, spatial_dims), num_center_lines, device=kspace.device)
+    for axis, size in enumerate(kspace.shape[2:]):
+        window = _cosine_window(size, widths[:, axis].clamp(max=size)).to(kspace.real.dtype)  # (B or 1, n)
+        kspace = kspace * window.reshape(-1, 1, *(size if other == axis else 1 for other in range(spatial_dims)))
+    images = FourierOperator(spatial_dims).adjoint(kspace)
+    tiny = torch.finfo(images.real.dtype).tiny
+    peak = images.detach().abs().flatten(1).amax(dim=1).clamp_min(tiny)
+    return images / peak.reshape(-1, *[1] * (kspace.ndim - 1))
+
+
+def check_coil_kspace(kspace: Tensor, spatial_dims: int) -> None:
+    """Check that k-space is complex and has the axes ``(B, K, *space)``.
+
+    Raises:
+        ValueError: otherwise.
+    """
     check_spatial_dims(spatial_dims)
     if check_tensor("kspace", kspace).ndim != spatial_dims + 2 or not kspace.is_complex():
         raise ValueError(
             f"`kspace` must be complex of shape (B, K, *space) with {spatial_dims} spatial axes; got {kspace.dtype} of "
             f"shape {tuple(kspace.shape)}."
         )
-    if kspace.shape[1] == 1:
-        return torch.ones_like(kspace)
-    if num_center_lines is None:
-        check_int("max_center_lines", max_center_lines)
-        widths = _center_widths(infer_mask(kspace, spatial_dims) if mask is None else mask, kspace, spatial_dims)
-        widths = widths.clamp(max=max_center_lines)
-    else:
-        check_int("num_center_lines", num_center_lines)
-        widths = torch.full((1, spatial_dims), num_center_lines, device=kspace.device)
-    space = kspace.shape[2:]
-    for axis, size in enumerate(space):
-        window = _cosine_window(size, widths[:, axis].clamp(max=size)).to(kspace.real.dtype)  # (B or 1, n)
-        kspace = kspace * window.reshape(-1, 1, *(size if other == axis else 1 for other in range(spatial_dims)))
-    images = FourierOperator(spatial_dims).adjoint(kspace)
-    tiny = torch.finfo(images.real.dtype).tiny
-    images = images / images.detach().abs().flatten(1).amax(dim=1).clamp_min(tiny).reshape(-1, *[1] * (kspace.ndim - 1))
-    # Far below rounding of the brightest pixel there is no direction left to normalize.
-    return images / images.abs().square().sum(dim=1, keepdim=True).clamp_min(1e-14).sqrt()
 
 
-def _center_widths(mask: Tensor, kspace: Tensor, spatial_dims: int) -> Tensor:
+def center_widths(mask: Tensor, kspace: Tensor, spatial_dims: int) -> Tensor:
     """Return the width of the central block per sample and spatial axis, shape ``(B or 1, spatial_dims)``."""
     space = kspace.shape[2:]
     fits = check_tensor("mask", mask).ndim == kspace.ndim and all(
