@@ -27,7 +27,7 @@ from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
 from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor, brightness
-from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier
+from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier, pool_space
 from monai_deqkan.solvers import solve_budget
 
 __all__ = ["export_error", "prepare_for_export"]
@@ -168,7 +168,13 @@ def _with_loops(network: nn.Module, settings: dict[str, Any]) -> nn.Module:
 class _Classifier(nn.Module):
     def __init__(self, network: DEQKANClassifier, settings: dict[str, Any]) -> None:
         super().__init__()
+        if network.steps is not None:
+            raise TypeError(
+                "`prepare_for_export` is for equilibria; a DEQKANClassifier with `num_steps` has none. Export it as it "
+                "is, after `remove_spectral_norm`."
+            )
         self.in_channels, self.rank, self.pool = network.in_channels, network.spatial_dims + 2, network.pool
+        self.on_map = network.on_map
         self.backbone, self.projection = network.backbone, network.projection
         self.injection_norm, self.head = network.injection_norm, network.head
         self.loop = EquilibriumLoop(_OneInjection(network.equilibrium.cell), **settings)
@@ -177,11 +183,11 @@ class _Classifier(nn.Module):
         if image.dim() != self.rank or image.shape[1] != self.in_channels:
             raise ValueError(f"`image` must have {self.rank} axes (B, C, *space) with {self.in_channels} channels.")
         maps = self.backbone(image)
-        if maps.dim() > 2:
-            maps = maps.flatten(2).amax(dim=2) if self.pool == "max" else maps.flatten(2).mean(dim=2)
+        if not self.on_map:
+            maps = pool_space(maps, self.pool)
         x = self.injection_norm(self.projection(maps))
         z, residual = self.loop(torch.zeros_like(x), [x])
-        return self.head(z), residual
+        return self.head(pool_space(z, self.pool)), residual
 
     def forward(self, image: Tensor) -> Tensor:
         return self.solve(image)[0]

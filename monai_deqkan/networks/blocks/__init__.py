@@ -6,6 +6,7 @@ from monai_deqkan.networks.blocks.deq_cell import (
     CertifiedMap,
     ContractionBound,
     KANCell,
+    MLPCell,
     ReconstructionCell,
 )
 from monai_deqkan.networks.blocks.kan_block import KANBlock
@@ -16,6 +17,7 @@ __all__ = [
     "ContractionBound",
     "KANBlock",
     "KANCell",
+    "MLPCell",
     "Measurement",
     "ReconstructionCell",
     "gradient_step",

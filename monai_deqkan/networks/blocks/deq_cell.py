@@ -9,13 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_range
+from monai_deqkan._checks import check_choice, check_int, check_range, check_tensor
 from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step
+from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS
 from monai_deqkan.networks.layers.kan_linear import KANLinear
-from monai_deqkan.networks.layers.kan_norm import kan_lipschitz_bound
+from monai_deqkan.networks.layers.kan_norm import SILU_MAX_SLOPE, kan_lipschitz_bound, operator_norm
 from monai_deqkan.networks.layers.lipschitz import CertifiedSpectralNorm, certified_spectral_norm
 
-__all__ = ["CertifiedCell", "CertifiedMap", "ContractionBound", "KANCell", "ReconstructionCell"]
+__all__ = ["CertifiedCell", "CertifiedMap", "ContractionBound", "KANCell", "MLPCell", "ReconstructionCell"]
 
 
 @runtime_checkable
@@ -67,10 +68,13 @@ class KANCell(nn.Module):
     Args:
         features: number of features :math:`F` of the state.
         contraction: :math:`\kappa`, dimensionless, in ``(0, 1)``.
-        kan_settings: further settings of the :class:`~monai_deqkan.networks.layers.KANLinear`.
+        spatial_dims: 0 for states ``(B, F)``; 1, 2 or 3 for maps ``(B, F, *space)``, whose KAN layer is a convolution.
+        kernel_size: odd size of that convolution. With 1 every place has an equilibrium of its own; the bound of a
+            larger one is searched over its frequencies, which takes longer.
+        kan_settings: further settings of the :class:`~monai_deqkan.networks.layers.KANLinear` or ``KANConv``.
 
     Raises:
-        ValueError: if ``contraction`` lies outside ``(0, 1)``.
+        ValueError: if ``contraction`` lies outside ``(0, 1)``, or ``kernel_size`` is even.
 
     Reference:
         The recurrence in the project's founding proposal (no public reference), :math:`z + p + \mathrm{KAN}(z + p)`
@@ -79,18 +83,33 @@ class KANCell(nn.Module):
         operator equilibrium networks", NeurIPS 2020, who constrain a linear layer.
     """
 
-    def __init__(self, features: int, *, contraction: float = 0.9, kan_settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        features: int,
+        *,
+        contraction: float = 0.9,
+        spatial_dims: int = 0,
+        kernel_size: int = 1,
+        kan_settings: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.contraction = check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
-        layer = KANLinear(features, features, **{"bias": False, **(kan_settings or {})})
+        check_choice("spatial_dims", spatial_dims, (0, *KAN_CONVOLUTIONS))
+        padding = _same_padding(kernel_size)
+        settings = {"bias": False, **(kan_settings or {})}
+        layer: nn.Module
+        if spatial_dims:
+            layer = KAN_CONVOLUTIONS[spatial_dims](features, features, kernel_size, padding=padding, **settings)
+        else:
+            layer = KANLinear(features, features, **settings)
         self.kan = certified_spectral_norm(layer, bound=self.contraction)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """Return the next state.
 
         Args:
-            z: state ``(B, F)``.
-            x: injection ``(B, F)``.
+            z: state ``(B, F, *space)``, without space if ``spatial_dims`` is 0.
+            x: injection of the same shape.
         """
         return x + self.kan(z)
 
@@ -101,6 +120,71 @@ class KANCell(nn.Module):
         factor = float(kan_lipschitz_bound(self.kan))
         kept = "kept so by certified_spectral_norm" if _is_normalized(self.kan) else "not kept in training"
         return ContractionBound(factor, (f"The KAN layer's certified Lipschitz bound is {factor:.4g}: {kept}.",))
+
+
+class MLPCell(nn.Module):
+    r"""The counterpart of :class:`KANCell` without a KAN: one hidden layer, normalized in the same way.
+
+    .. math::
+        f(z, x) = x + \kappa\, \frac{W_2}{\|W_2\|}\, \frac{1}{\sigma}\,
+        \mathrm{silu}\!\left(\frac{W_1}{\|W_1\|} z + b\right), \qquad \sigma = \max \mathrm{silu}' = 1.0998
+
+    with certified norms, so it contracts with factor :math:`\kappa`. For comparison: what do the functions on the
+    edges add?
+
+    Args:
+        features: number of features :math:`F` of the state.
+        hidden_features: width of the hidden layer.
+        contraction: :math:`\kappa`, dimensionless, in ``(0, 1)``.
+        spatial_dims: 0 for states ``(B, F)``; 1, 2 or 3 for maps ``(B, F, *space)``.
+        kernel_size: odd kernel size of the first layer on maps; the second one's is 1.
+
+    Raises:
+        ValueError: if ``contraction`` lies outside ``(0, 1)``, or ``kernel_size`` is even.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        *,
+        contraction: float = 0.9,
+        spatial_dims: int = 0,
+        kernel_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.contraction = check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
+        check_choice("spatial_dims", spatial_dims, (0, *KAN_CONVOLUTIONS))
+        check_int("hidden_features", hidden_features)
+        padding = _same_padding(kernel_size)
+        first: nn.Module
+        second: nn.Module
+        if spatial_dims:
+            convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
+            first = convolution(features, hidden_features, kernel_size, padding=padding)
+            second = convolution(hidden_features, features, 1, bias=False)
+        else:
+            first, second = nn.Linear(features, hidden_features), nn.Linear(hidden_features, features, bias=False)
+        self.first = certified_spectral_norm(first, bound=1 / SILU_MAX_SLOPE)
+        self.second = certified_spectral_norm(second, bound=self.contraction)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the next state; shapes as in :meth:`KANCell.forward`."""
+        return x + self.second(nn.functional.silu(self.first(z)))
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def certified_contraction(self, x: Any = None) -> ContractionBound:
+        """Return the product of the bounds of both layers and the activation; it holds for any ``x``."""
+        norms = [_linear_bound(layer) for layer in (self.first, self.second)]
+        kept = all(map(_is_normalized, (self.first, self.second)))
+        return ContractionBound(
+            norms[0] * SILU_MAX_SLOPE * norms[1],
+            (
+                f"The layers' certified norms are {norms[0]:.4g} and {norms[1]:.4g}, SiLU's steepest slope is "
+                f"{SILU_MAX_SLOPE:.4g}: {'kept so by certified_spectral_norm' if kept else 'not kept in training'}.",
+            ),
+        )
 
 
 class ReconstructionCell(nn.Module):
@@ -201,6 +285,17 @@ class ReconstructionCell(nn.Module):
                 f"The step is relaxed by {relaxation:.4g} and weighted by {weight:.4g} against the reference image.",
             ),
         )
+
+
+def _same_padding(kernel_size: int) -> int:
+    if check_int("kernel_size", kernel_size) % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd, so that maps keep their size; got {kernel_size}.")
+    return kernel_size // 2
+
+
+def _linear_bound(layer: Any) -> float:
+    norm, weight = operator_norm(layer), check_tensor("layer.weight", layer.weight)
+    return norm.find_peak(weight).bound
 
 
 def _is_normalized(part: nn.Module) -> bool:

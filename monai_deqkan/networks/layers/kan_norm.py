@@ -19,13 +19,15 @@ from monai_deqkan.networks.layers.operator_norm import (
     grid_sizes,
     norm_at,
     padding_gain,
+    root_of_largest_eigenvalue,
+    rounding,
     wide_dtype,
 )
 from monai_deqkan.networks.layers.slope_hull import slope_frame
 
-__all__ = ["KANNorm", "kan_lipschitz_bound", "operator_norm"]
+__all__ = ["SILU_MAX_SLOPE", "KANNorm", "kan_lipschitz_bound", "operator_norm"]
 
-_SILU_MAX_SLOPE = 1.09984  # rounded up from 1.0998393
+SILU_MAX_SLOPE = 1.09984  # rounded up from 1.0998393
 _RIDGE = 1e-6  # keeps the coefficients' second moment invertible; costs about as much of the bound
 
 
@@ -65,12 +67,24 @@ class KANNorm(OperatorNorm):
             return KANPeak(float("nan"))
         with torch.no_grad():
             base, spline = self._parts(weight)
+            if base.dim() == 2 and 0 < base.shape[0] <= base.shape[1] and bool(base.any()) and bool(spline.any()):
+                return self._find_matrix_peak(base, spline, weight)
             at_base, at_spline = self._search(base, weight), self._search(spline, weight)
             if not (at_base.bound and at_spline.bound):
                 peak = max(at_base, at_spline, key=lambda peak: peak.bound)
-                return KANPeak(peak.bound * self.gain, peak.group, peak.frequency)
+                return KANPeak(peak.bound * self.gain, peak.group, peak.frequency, peak.vector)
             peak = self._search(_joined(base, spline, at_spline.bound / at_base.bound), weight)
-        return KANPeak(peak.bound * self.gain, peak.group, peak.frequency, at_base, at_spline)
+        return KANPeak(peak.bound * self.gain, peak.group, peak.frequency, peak.vector, at_base, at_spline)
+
+    def _find_matrix_peak(self, base: Tensor, spline: Tensor, weight: Tensor) -> KANPeak:
+        """Search for the norm of a linear layer: both parts and what they are joined to share their Gram matrices."""
+        scale = float(weight.abs().amax())
+        grams = [part @ part.mT for part in (base / scale, spline / scale)]
+        margin = scale * rounding(spline, weight.dtype, torch.float64)
+        at_base, at_spline = (Peak(norm * margin, 0, (), v) for norm, v in map(root_of_largest_eigenvalue, grams))
+        r = at_spline.bound / at_base.bound
+        norm, vector = root_of_largest_eigenvalue((1 + r) * grams[0] + (1 + 1 / r) * grams[1])
+        return KANPeak(norm * margin * self.gain, 0, (), vector, at_base, at_spline)
 
     def at(self, weight: Tensor, peak: Peak) -> Tensor:
         """Return the certified norm found, as a differentiable scalar."""
@@ -94,7 +108,7 @@ class KANNorm(OperatorNorm):
         if weight.device.type == "mps":
             weight = weight.cpu()  # it has no double precision
         wide = weight.to(wide_dtype(weight)).unflatten(1, (self.basis.num_basis + int(self.has_base), -1))
-        base = wide[:, : int(self.has_base)].flatten(1, 2) * _SILU_MAX_SLOPE
+        base = wide[:, : int(self.has_base)].flatten(1, 2) * SILU_MAX_SLOPE
         coefficients = wide[:, int(self.has_base) :]  # (out, K, in, *kernel)
         if self.input_scale is not None:
             scale = self.input_scale.to(wide).view(self.groups, 1, 1, -1, *[1] * (wide.dim() - 3))
@@ -105,17 +119,16 @@ class KANNorm(OperatorNorm):
         frame = slope_frame(self.basis)
         if frame is None:
             return self.basis.slope_coefficients(coefficients, 1) * self.basis.slope_gain
-        mixed = torch.tensordot(coefficients, frame.mixing.to(coefficients), dims=([1], [0])).movedim(-1, 0)
-        rows = mixed.flatten(1)  # (K, all others)
-        if not bool(rows.any()):
-            return coefficients
-        moment = rows @ rows.mT
+        flat, mixing = coefficients.flatten(2), frame.mixing.to(coefficients)  # (out, K, others), (K, K)
+        moment = mixing @ torch.einsum("oki,oli->kl", flat, flat) @ mixing
         mean = moment.diagonal().mean()
-        root = _square_root(moment / mean + _RIDGE * torch.eye(len(moment), dtype=rows.dtype, device=rows.device))
-        points = frame.points.to(rows)
+        if not bool(mean > 0):
+            return coefficients
+        root = _square_root(moment / mean + _RIDGE * torch.eye(len(moment), dtype=flat.dtype, device=flat.device))
+        points = frame.points.to(flat)
         gain = ((points @ root) * points).sum(1).amax().sqrt()
-        even = torch.linalg.solve_triangular(torch.linalg.cholesky(root), rows, upper=False) * gain
-        return even.view_as(mixed).movedim(0, 1)
+        even = torch.linalg.solve_triangular(torch.linalg.cholesky(root), mixing, upper=False) * gain
+        return (even @ flat).view_as(coefficients)
 
 
 def _joined(base: Tensor, spline: Tensor, r: float | Tensor) -> Tensor:

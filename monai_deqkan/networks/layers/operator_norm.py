@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ __all__ = [
     "linear_norm_bound",
     "norm_at",
     "padding_gain",
+    "root_of_largest_eigenvalue",
+    "rounding",
     "wide_dtype",
 ]
 
@@ -37,6 +39,7 @@ class Peak:
     bound: float
     group: int = 0
     frequency: tuple[float, ...] = ()  # rad per sample, one per kernel axis
+    vector: Tensor | None = field(default=None, compare=False, repr=False)  # left singular vector of that matrix
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,8 @@ def find_peak(weight: Tensor, groups: int, sizes: tuple[int, ...], dtype: torch.
         return Peak(scale)
     kernel = (weight.detach().to(wide_dtype(weight)) / scale).reshape(groups, -1, weight.shape[1], taps.numel())
     if math.prod(sizes) * groups == 1:
-        bound = float(_largest_singular_value(kernel.sum(-1)[0])) * scale * _rounding(weight, dtype, torch.float64)
-        return Peak(bound, 0, (0.0,) * len(sizes))
+        norm, vector = _largest_singular_value(kernel.sum(-1)[0])
+        return Peak(norm * scale * rounding(weight, dtype, torch.float64), 0, (0.0,) * len(sizes), vector)
 
     # Real kernels have conjugate transfer matrices at opposite frequencies: half of the last long axis will do.
     last = max((axis for axis, size in enumerate(sizes) if size > 1), default=0)
@@ -207,21 +210,30 @@ def find_peak(weight: Tensor, groups: int, sizes: tuple[int, ...], dtype: torch.
         if (value := float(squares.flatten()[index])) > best:
             best, group, frequency = value, index // len(block), block[index % len(block)]
     between = math.prod(math.cos(math.pi * (t - 1) / (2 * n)) for t, n in zip(taps, sizes, strict=True))
-    bound = math.sqrt(max(best, 0.0)) / between * scale * _rounding(weight, dtype, precision.to_real())
-    return Peak(bound, group, tuple(frequency.tolist()))
+    bound = math.sqrt(max(best, 0.0)) / between * scale * rounding(weight, dtype, precision.to_real())
+    at = tuple(frequency.tolist())
+    return Peak(bound, group, at, _largest_singular_value(_matrix_at(kernel[group], at, taps))[1])
 
 
 def norm_at(weight: Tensor, groups: int, peak: Peak) -> Tensor:
-    """Return the bound of a peak as a differentiable function of the weight."""
-    if peak.bound == 0 or not math.isfinite(peak.bound):
+    """Return the bound of a peak as a differentiable function of the weight.
+
+    With the left singular vector held fixed the gradient of the norm is exact, and costs one product with a vector.
+    """
+    if peak.bound == 0 or not math.isfinite(peak.bound) or peak.vector is None:
         return weight.sum() * 0 + peak.bound
     taps = weight.shape[2:]
     kernel = weight.to(wide_dtype(weight)).reshape(groups, -1, weight.shape[1], taps.numel())[peak.group]
-    matrix = kernel.sum(-1)
-    if any(peak.frequency):
-        matrix = _transfer(kernel[None], kernel.new_tensor([peak.frequency]), taps)[0, 0]
-    norm = _largest_singular_value(matrix)
+    matrix = _matrix_at(kernel, peak.frequency, taps)
+    norm = torch.linalg.vector_norm(peak.vector.to(matrix).conj() @ matrix)
     return (norm * (peak.bound / norm.detach())).to(weight.dtype)
+
+
+def _matrix_at(kernel: Tensor, frequency: tuple[float, ...], taps: torch.Size) -> Tensor:
+    """Return the transfer matrix of a kernel ``(O, I, T)`` at one frequency, real at zero."""
+    if not any(frequency):
+        return kernel.sum(-1)
+    return _transfer(kernel[None], kernel.new_tensor([frequency]), taps)[0, 0]
 
 
 def _transfer(kernel: Tensor, frequencies: Tensor, taps: torch.Size) -> Tensor:
@@ -238,11 +250,22 @@ def _gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.mH if matrix.shape[-2] <= matrix.shape[-1] else matrix.mH @ matrix
 
 
-def _largest_singular_value(matrix: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(_gram(matrix))[..., -1].clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+def _largest_singular_value(matrix: Tensor) -> tuple[float, Tensor]:
+    """Return the largest singular value of a matrix ``(O, I)`` and its left singular vector ``(O,)``."""
+    norm, vector = root_of_largest_eigenvalue(_gram(matrix))
+    if matrix.shape[0] > matrix.shape[1]:
+        vector = matrix @ vector
+        vector = vector / torch.linalg.vector_norm(vector)
+    return norm, vector
 
 
-def _rounding(weight: Tensor, dtype: torch.dtype, precision: torch.dtype) -> float:
+def root_of_largest_eigenvalue(gram: Tensor) -> tuple[float, Tensor]:
+    """Return the root of the largest eigenvalue of a Gram matrix, and its vector."""
+    values, vectors = torch.linalg.eigh(gram)
+    return math.sqrt(max(float(values[-1]), torch.finfo(torch.float32).tiny)), vectors[:, -1]
+
+
+def rounding(weight: Tensor, dtype: torch.dtype, precision: torch.dtype) -> float:
     """Return a factor that covers rounding in the eigenvalues and in storing the normalized weight."""
     rank = min(weight.shape[0], weight[0].numel())
     stored = torch.finfo(dtype).eps * (4 + 2 * math.sqrt(rank))

@@ -5,6 +5,8 @@ from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor
 from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier
 from monai_deqkan.networks.nets.dncnn import DnCNN
 from monai_deqkan.networks.nets.kan_unet import KANUNet
+from monai_deqkan.networks.nets.recurrent_kan_classifier import RecurrentKANClassifier
+from monai_deqkan.networks.nets.sensitivity_net import SensitivityNet
 
 __all__ = [
     "ConvexRidgeDenoiser",
@@ -12,4 +14,6 @@ __all__ = [
     "DEQReconstructor",
     "DnCNN",
     "KANUNet",
+    "RecurrentKANClassifier",
+    "SensitivityNet",
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_deqkan.networks.blocks import CertifiedMap, KANCell, Measurement, ReconstructionCell
+from monai_deqkan.networks.blocks import CertifiedMap, KANCell, Measurement, MLPCell, ReconstructionCell
 from monai_deqkan.networks.nets import DnCNN
 from monai_deqkan.operators import MRIOperator, equispaced_mask, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver, FixedPointIteration, solve_fixed_point
@@ -154,3 +154,54 @@ def test_prior_without_a_certificate_is_refused():
     with pytest.raises(ValueError, match="no finite certified Lipschitz constant"):
         ReconstructionCell(prior(spectral_norm=None, norm="batch"))
     assert isinstance(prior(), CertifiedMap)
+
+
+@pytest.mark.parametrize("spatial_dims", [0, 1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("kind", ["kan", "mlp"])
+def test_cells_of_vectors_and_maps_contract_before_and_after_training(kind, spatial_dims, kernel_size):
+    if spatial_dims == 0 and kernel_size > 1:
+        return
+    torch.manual_seed(0)
+    settings = {"contraction": 0.8, "spatial_dims": spatial_dims, "kernel_size": kernel_size}
+    cell = KANCell(3, **settings) if kind == "kan" else MLPCell(3, 7, **settings)
+    shape = (2, 3, *[5, 4, 6][:spatial_dims])
+    x = random(*shape, seed=99)
+    for _ in range(2):
+        assert 0.005 < observed_factor(cell, x, shape) <= cell.certified_contraction().factor * (1 + 1e-4)
+        assert cell.certified_contraction().factor <= 0.8 * (1 + 1e-4)
+        train_a_little(cell, x, shape)
+
+
+@pytest.mark.parametrize("kind", ["kan", "mlp"])
+def test_cells_with_one_tap_are_the_vector_cells_at_every_place(kind):
+    torch.manual_seed(0)
+    pair = [KANCell(3, spatial_dims=d) if kind == "kan" else MLPCell(3, 4, spatial_dims=d) for d in (0, 2)]
+    pair[1].load_state_dict(
+        {name: v.view(pair[1].state_dict()[name].shape) for name, v in pair[0].state_dict().items()}
+    )
+    z, x = random(2, 3, 5, 4, seed=1), random(2, 3, 5, 4, seed=2)
+    with torch.no_grad():
+        found = pair[1](z, x)
+        for row in range(5):
+            for column in range(4):
+                expected = pair[0](z[:, :, row, column], x[:, :, row, column])
+                assert torch.allclose(found[:, :, row, column], expected, atol=1e-5)
+
+
+def test_mlp_cell_is_the_formula():
+    torch.manual_seed(0)
+    cell, z, x = MLPCell(4, 6, contraction=0.7), random(3, 4, seed=1), random(3, 4, seed=2)
+    first, second = (layer.parametrizations.weight.original.detach().double() for layer in (cell.first, cell.second))
+    w1, w2 = (w / torch.linalg.matrix_norm(w, ord=2) for w in (first, second))
+    u = z.double() @ w1.T / 1.09984 + cell.first.bias.detach()
+    expected = x.double() + 0.7 * (u * u.sigmoid()) @ w2.T
+    assert torch.allclose(cell(z, x).double(), expected, atol=1e-5)
+
+
+def test_even_kernels_and_unknown_dimensions_are_refused():
+    for make in (lambda **s: KANCell(3, **s), lambda **s: MLPCell(3, 4, **s)):
+        with pytest.raises(ValueError, match="`kernel_size` must be odd"):
+            make(spatial_dims=2, kernel_size=2)
+        with pytest.raises(ValueError, match="`spatial_dims`"):
+            make(spatial_dims=4)

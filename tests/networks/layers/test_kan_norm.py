@@ -16,7 +16,7 @@ from monai_deqkan.networks.layers import (
     KANLinear,
     kan_lipschitz_bound,
 )
-from monai_deqkan.networks.layers.kan_norm import _SILU_MAX_SLOPE, _square_root, operator_norm
+from monai_deqkan.networks.layers.kan_norm import SILU_MAX_SLOPE, _square_root, operator_norm
 
 CONVS = (KANConv1d, KANConv2d, KANConv3d)
 FAMILIES = ["init", "rough", "smooth"]
@@ -159,7 +159,7 @@ def test_mostly_base(share: float) -> None:
     torch.manual_seed(0)
     layer = KANLinear(8, 8).requires_grad_(False)
     layer.coefficients.mul_(share)
-    base = _SILU_MAX_SLOPE * float(torch.linalg.matrix_norm(layer.base_weight, ord=2))
+    base = SILU_MAX_SLOPE * float(torch.linalg.matrix_norm(layer.base_weight, ord=2))
     assert base <= float(kan_lipschitz_bound(layer)) <= base * (1 + 1e-5 + 20 * share)
 
 
@@ -174,7 +174,7 @@ def test_zero_and_nonfinite_weights() -> None:
 def test_silu_slope() -> None:
     x = torch.linspace(2.3, 2.5, 20001, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(nn.functional.silu(x).sum(), x)[0].max()
-    assert 0 <= _SILU_MAX_SLOPE - float(slope) < 1e-5
+    assert 0 <= SILU_MAX_SLOPE - float(slope) < 1e-5
 
 
 class Arctangents(Basis):
@@ -201,7 +201,7 @@ def test_third_party_basis() -> None:
 
 
 def test_activation_starts_as_silu() -> None:
-    assert float(kan_lipschitz_bound(KANActivation(3)).detach()) == pytest.approx(_SILU_MAX_SLOPE, rel=1e-4)
+    assert float(kan_lipschitz_bound(KANActivation(3)).detach()) == pytest.approx(SILU_MAX_SLOPE, rel=1e-4)
 
 
 @pytest.mark.parametrize("base", ["silu", None])

@@ -4,10 +4,12 @@ import pickle
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets import EfficientNetBNFeatures, ResNet
 from torch import nn
 
 from monai_deqkan.adjoints import ImplicitAdjoint, UnrolledAdjoint
-from monai_deqkan.networks.layers import remove_spectral_norm
+from monai_deqkan.networks import certify, export_error, prepare_for_export
+from monai_deqkan.networks.layers import GaussianBasis, remove_spectral_norm
 from monai_deqkan.networks.nets import DEQKANClassifier
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 
@@ -142,3 +144,124 @@ def test_wrong_arguments_are_named():
         small(spatial_dims=4)
     with pytest.raises(ValueError, match="`dropout`"):
         small(dropout=1.0)
+
+
+VARIANTS = [
+    {"kan_settings": {"basis": "bspline", "grid_size": 5}},
+    {"equilibrium_on": "map"},
+    {"equilibrium_on": "map", "kernel_size": 3, "pool": "avg"},
+    {"cell": "mlp"},
+    {"cell": "mlp", "equilibrium_on": "map"},
+    {"backbone": "none"},
+    {"backbone": "none", "equilibrium_on": "map"},
+]
+
+
+def size(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+@pytest.mark.parametrize(("spatial_dims", "shape"), [(2, (32, 28)), (3, (16, 20, 18))])
+def test_variants_are_certified_solved_differentiable_and_reloaded(settings, spatial_dims, shape):
+    network, x = small(spatial_dims=spatial_dims, **settings), images(3, 1, shape)
+    nn.functional.cross_entropy(network(x), torch.tensor([0, 1, 2])).backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+    certificate = certify(network, x)
+    assert certificate.is_certified
+    assert certificate.factor <= 0.9 * (1 + 1e-4)
+    assert max(certificate.relative_residual) < 1e-3
+    other = small(spatial_dims=spatial_dims, **settings)
+    other.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), network.eval()(x))
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_variants_are_scripted(settings):
+    network, x = small(**settings).eval(), images()
+    scripted = torch.jit.script(prepare_for_export(network, return_residual=True))
+    assert float(scripted(x)[1].max()) <= 1e-6
+    assert export_error(network, scripted, x) < 1e-4
+
+
+def test_default_is_sixteen_gaussians_below_a_million_parameters():
+    network = DEQKANClassifier(2, 1, 2)
+    layer = network.equilibrium.cell.kan
+    assert layer.basis == GaussianBasis(grid_size=15, grid_range=(-3.0, 3.0))
+    assert layer.basis.num_basis == 16
+    assert size(network) < 1e6
+
+
+@pytest.mark.parametrize("settings", [{}, {"equilibrium_on": "map"}, {"equilibrium_on": "map", "kernel_size": 3}])
+def test_mlp_cell_has_as_many_parameters(settings):
+    kan, mlp = (size(small(hidden_features=16, cell=cell, **settings).equilibrium) for cell in ("kan", "mlp"))
+    assert abs(mlp / kan - 1) < 0.02
+
+
+@pytest.mark.parametrize("settings", [{}, {"equilibrium_on": "map"}, {"cell": "mlp"}])
+def test_explicit_steps_are_the_cell_applied_so_often(settings):
+    network, x = small(num_steps=3, **settings).eval(), images()
+    with torch.no_grad(), SolveRecorder() as recorder:
+        p = network.injection(x)
+        z = p
+        for _ in range(3):
+            z = network.steps.cell(z, p)
+        z = z.flatten(2).amax(2) if z.ndim > 2 else z
+        assert torch.allclose(network(x), network.head(z), atol=1e-5)
+    assert not recorder.records
+    with pytest.raises(ValueError, match="there is no equilibrium"):
+        network.equilibrium_features(x)
+    with pytest.raises(TypeError, match="has none"):
+        prepare_for_export(network)
+
+
+def test_many_explicit_steps_reach_the_equilibrium():
+    network, x = small(solver=AndersonSolver(rtol=1e-6)).eval(), images()
+    steps = small(num_steps=60).eval()
+    steps.load_state_dict({name.replace("equilibrium.", "steps."): v for name, v in network.state_dict().items()})
+    with torch.no_grad():
+        assert torch.allclose(steps(x), network(x), atol=1e-4)
+
+
+def test_explicit_steps_in_mixed_precision_and_gradients():
+    network, x = small(num_steps=2), images()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = network.state_features(x)
+    assert features.dtype == torch.float32
+    network(x).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_thumbnail_is_the_mean_over_blocks():
+    network = small(backbone="none")
+    image = images(2, 1, (64, 32))
+    expected = image.view(2, 1, 16, 4, 16, 2).mean((3, 5)).flatten(1)
+    assert torch.allclose(network.backbone(image), expected, atol=1e-6)
+
+
+def test_monai_feature_extractors():
+    torch.manual_seed(0)
+    resnet = ResNet("basic", [1, 1, 1, 1], [4, 4, 6, 8], 2, 1, feed_forward=False)
+    maps = EfficientNetBNFeatures("efficientnet-b0", pretrained=False, in_channels=1)
+    for backbone, channels in ((resnet, 8), (maps, 320)):
+        logits = small(backbone=backbone, backbone_channels=channels)(images(2, 1, (64, 64)))
+        assert torch.isfinite(logits).all()
+    with pytest.raises(ValueError, match="needs a backbone that returns maps"):
+        small(backbone=resnet, backbone_channels=8, equilibrium_on="map")(images(2, 1, (64, 64)))
+
+
+def test_wrong_variants_are_named():
+    with pytest.raises(ValueError, match="`equilibrium_on` must be one of features, map"):
+        small(equilibrium_on="maps")
+    with pytest.raises(ValueError, match="`cell` must be one of kan, mlp"):
+        small(cell="cnn")
+    with pytest.raises(ValueError, match="`kernel_size` is for"):
+        small(kernel_size=3)
+    with pytest.raises(ValueError, match="num_steps"):
+        small(num_steps=0)
+    with pytest.raises(ValueError, match="`backbone` must be one of"):
+        small(backbone="resnet")
