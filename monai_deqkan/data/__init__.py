@@ -1,7 +1,7 @@
 """Data sets: samples, folders, fastMRI files; and the bundles that come with the package."""
 
 from monai_deqkan.data.bundles import bundle_folder, bundle_metadata, bundle_names, copy_bundle
-from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_slices, write_kspace
+from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_slices, parse_slices, write_kspace
 from monai_deqkan.data.folders import (
     class_names,
     classification_items,
@@ -10,17 +10,24 @@ from monai_deqkan.data.folders import (
     mask_values,
     segmentation_items,
 )
+from monai_deqkan.data.kspace_index import KspaceFile, describe_kspace_files
+from monai_deqkan.data.multislice import KspaceSliceDataset, collate_kspace
 from monai_deqkan.data.samples import SAMPLES, write_sample
+from monai_deqkan.data.simulate import simulate_kspace_folder
 from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
 
 __all__ = [
     "SAMPLES",
+    "KspaceFile",
+    "KspaceSliceDataset",
     "bundle_folder",
     "bundle_metadata",
     "bundle_names",
     "class_names",
     "classification_items",
+    "collate_kspace",
     "copy_bundle",
+    "describe_kspace_files",
     "find_kspace_files",
     "hold_out",
     "hold_out_patients",
@@ -29,8 +36,10 @@ __all__ = [
     "kspace_slices",
     "mask_class_names",
     "mask_values",
+    "parse_slices",
     "patients_of",
     "segmentation_items",
+    "simulate_kspace_folder",
     "write_kspace",
     "write_sample",
 ]

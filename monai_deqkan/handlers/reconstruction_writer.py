@@ -1,49 +1,82 @@
-"""Reconstructions as fastMRI-style HDF5 volumes, with a table of how each slice's solve went."""
+"""Reconstructions as fastMRI-style HDF5 or NIfTI volumes, with a table of how each slice's solve went."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
+from monai_deqkan._checks import check_choice
 from monai_deqkan.handlers.iteration_recorder import IterationRecorder
 from monai_deqkan.solvers import SolveStatus
+from monai_deqkan.transforms import kspace_file_shape, read_kspace_header, recon_shape
 
 __all__ = ["ReconstructionWriter"]
+
+logger = logging.getLogger(__name__)
+
+_NOTE = "Research only; not for clinical use."
 
 
 class ReconstructionWriter:
     """Write ``<file>.h5`` with a data set ``reconstruction`` for each k-space file, and ``slices.csv``.
 
     ``reconstruction`` holds magnitudes ``(slices, H, W)``, float32, in the unit of the file's k-space; slices that were
-    left out are missing from it, and the attribute ``slices`` lists those that are there. The table has one line per
-    slice: file, slice, number of evaluations, relative residual and status of its solve. A volume is written as soon as
-    its last slice is done; slices of one file must follow each other. Files of one name from several folders outside
-    ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is overwritten.
+    left out are missing from it, and the attribute ``slices`` lists those that are there. The fastMRI package's
+    ``evaluate`` reads it. The table has one line per slice: file, slice, number of evaluations, relative residual and
+    status of its solve. A volume is written as soon as its last slice is done; slices of one file must follow each
+    other. Files of one name from several folders outside ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is
+    overwritten.
+
+    A NIfTI volume has the axes (columns, rows, slices), and the pixel size of the file's ISMRMRD header; without one
+    pixels of 1 mm, with a line in the log. Position and orientation are not in that header: the affine says what a
+    picture with rows from front to back says, and nothing about the patient's. Nothing else of the header is written.
 
     Args:
         output_dir: folder to write into; made where absent.
         dataset_dir: folder that files were read from; folders below it are kept.
+        formats: ``"h5"``, ``"nifti"``, or both.
+        image_size: rows and columns to keep around the centre, -1 for all; ``"recon"``: those of the scanner's image,
+            see :func:`recon_shape`, as fastMRI scores them. None keeps the image as it is.
 
     Raises:
         FileExistsError: in a run, if a file to be written is there already.
-        ValueError: in a run, if slices of one file do not follow each other.
+        ValueError: for another format or size; in a run, if slices of one file do not follow each other, or differ in
+            size.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        dataset_dir: str | os.PathLike[str],
+        formats: str | Sequence[str] = "h5",
+        image_size: Sequence[int] | str | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.root = Path(dataset_dir).absolute()
+        self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
+        for name in self.formats or ("",):
+            check_choice("formats", name, ("h5", "nifti"))
+        if isinstance(image_size, str):
+            check_choice("image_size", image_size, ("recon",))
+        elif image_size is not None and len(image_size) != 2:
+            raise ValueError(f"`image_size` must be rows and columns, 'recon' or None; got {image_size!r}.")
+        self.image_size = image_size
         self._recorder: IterationRecorder | None = None
         self._source = ""
         self._targets: dict[str, Path] = {}
         self._slices: list[tuple[int, NDArray[np.float32]]] = []
+        self._pixel_scale = (1.0, 1.0)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose output has ``pred`` and whose batch has ``source``, ``slice`` and ``scale``."""
@@ -77,6 +110,8 @@ class ReconstructionWriter:
                 self._source = source
             magnitude = torch.linalg.vector_norm(torch.as_tensor(output["pred"]).detach().float(), dim=0)
             self._slices.append((index, (magnitude * float(sample["scale"])).cpu().numpy()))
+            scale = [float(value) for value in sample.get("pixel_scale", (1.0, 1.0))]
+            self._pixel_scale = (scale[0], scale[1])
             solve: list[Any] = ["", "", ""]
             if row < len(status):
                 solve = [
@@ -84,7 +119,9 @@ class ReconstructionWriter:
                     f"{float(residual[row]):.3e}",
                     SolveStatus(int(status[row])).name.lower(),
                 ]
-            rows.append([self._targets[source].relative_to(self.output_dir).as_posix(), index, *solve])
+            target = self._targets[source]
+            written = target if "h5" in self.formats else target.with_suffix(".nii.gz")
+            rows.append([written.relative_to(self.output_dir).as_posix(), index, *solve])
         with self.table.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
 
@@ -92,13 +129,58 @@ class ReconstructionWriter:
         if not self._slices:
             return
         indices, images = zip(*sorted(self._slices, key=lambda item: item[0]), strict=True)
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"The slices of one file must have one size; those of {self._source} differ.")
+        volume = self._cropped(np.stack(images).astype(np.float32))
         target = self._targets[self._source]
         target.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(target, "x") as file:
-            file.create_dataset("reconstruction", data=np.stack(images).astype(np.float32))
-            file.attrs["slices"] = np.asarray(indices)
-            file.attrs["note"] = "monai-deqkan reconstruction; not for clinical use"
+        if "h5" in self.formats:
+            with h5py.File(target, "x") as file:
+                file.create_dataset("reconstruction", data=volume)
+                file.attrs["slices"] = np.asarray(indices)
+                file.attrs["note"] = f"monai-deqkan reconstruction. {_NOTE}"
+        if "nifti" in self.formats:
+            nib.save(self._nifti(volume, indices), target.with_suffix(".nii.gz"))
         self._slices = []
+
+    def _cropped(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.image_size is None:
+            return volume
+        sizes = recon_shape(self._source) if isinstance(self.image_size, str) else self.image_size
+        for axis, size in enumerate(sizes, start=1):
+            full = volume.shape[axis]
+            if 0 < size < full:
+                start = full // 2 - size // 2
+                volume = np.take(volume, range(start, start + size), axis=axis)
+        return volume
+
+    def _nifti(self, volume: NDArray[np.float32], indices: Sequence[int]) -> nib.Nifti1Image:
+        rows, columns, thickness = self._pixel_size()
+        steps = set(np.diff(indices).tolist()) or {1}
+        if len(steps) > 1:
+            logger.warning("The slices of %s are not evenly spaced; its NIfTI volume shows them so.", self._source)
+        # As MONAI reads pictures: columns run to the left, rows to the back.
+        affine = np.diag([-columns, -rows, thickness * min(steps), 1.0])
+        affine[2, 3] = thickness * indices[0]
+        image = nib.Nifti1Image(np.transpose(volume, (2, 1, 0)), affine)
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = _NOTE.encode()
+        return image
+
+    def _pixel_size(self) -> tuple[float, float, float]:
+        """Return rows, columns and slices in mm, by the file that the slices come from."""
+        size = None
+        try:
+            header = read_kspace_header(self._source)
+            if header is not None:
+                _, _, height, width = kspace_file_shape(self._source)
+                size = header.pixel_size(height, width)
+        except (OSError, ValueError) as error:
+            logger.warning("The header of %s was not used: %s", self._source, error)
+        if size is None:
+            logger.warning("%s tells no pixel size: its NIfTI volume has pixels of 1 mm.", self._source)
+            return 1.0, 1.0, 1.0
+        return size[0] * self._pixel_scale[0], size[1] * self._pixel_scale[1], size[2]
 
     def _new_target(self, source: str) -> Path:
         if source in self._targets:
@@ -111,8 +193,9 @@ class ReconstructionWriter:
         while target in self._targets.values():
             number += 1
             target = first.with_name(f"{first.stem}_{number}{first.suffix}")
-        if target.exists():
-            raise FileExistsError(f"{target} exists and was not touched. Name a new `output_dir`, or move it away.")
+        for path in (target, target.with_suffix(".nii.gz")):
+            if path.exists():
+                raise FileExistsError(f"{path} exists and was not touched. Name a new `output_dir`, or move it away.")
         return target
 
     def _relative(self, source: str) -> Path:

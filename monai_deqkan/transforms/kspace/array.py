@@ -1,6 +1,6 @@
 """Transforms of the k-space of one slice or volume, without batch axis: ``(K, *space)`` with coils ``K``.
 
-The chain of a training item: :class:`LoadKspaceSlice`, :class:`CropCoilImages` (optional), a copy of the full k-space,
+The chain of a training item: :class:`LoadKspaceSlice`, ``CropCoilImages`` (optional), a copy of the full k-space,
 :class:`UndersampleKspace`, :class:`EstimateSensitivityMaps`, :class:`ReferenceImage` of the copy with these maps,
 :class:`NormalizeKspace`.
 """
@@ -17,28 +17,26 @@ import torch
 from monai.transforms.transform import RandomizableTransform, Transform
 from torch import Tensor
 
-from monai_deqkan._checks import check_choice, check_finite, check_int, check_range, check_tensor
-from monai_deqkan._complex import channels_to_complex, complex_to_channels
+from monai_deqkan._checks import check_choice, check_finite, check_range
+from monai_deqkan._complex import complex_to_channels
 from monai_deqkan.operators import (
+    MASKS,
     CoilOperator,
     FourierOperator,
-    equispaced_mask,
+    espirit_maps,
     estimate_sensitivity_maps,
-    random_mask,
 )
+from monai_deqkan.transforms.kspace.checks import check_kspace, check_maps, masked
 
 __all__ = [
-    "CropCoilImages",
     "EstimateSensitivityMaps",
-    "ImageMagnitude",
     "LoadKspaceSlice",
+    "MaskKspace",
     "NormalizeKspace",
     "ReferenceImage",
     "UndersampleKspace",
     "kspace_file_shape",
 ]
-
-_MASKS = {"equispaced": equispaced_mask, "random": random_mask}
 
 
 def kspace_file_shape(path: str | Path) -> tuple[int, int, int, int]:
@@ -104,51 +102,15 @@ class LoadKspaceSlice(Transform):
         return kspace
 
 
-class CropCoilImages(Transform):
-    """Crop the field of view: transform k-space to coil images, keep their centre, and transform back.
-
-    It is no crop of k-space: the pixel size stays. It comes before :class:`UndersampleKspace`, since a crop along an
-    undersampled axis would fill the missing lines. fastMRI's readout is oversampled twice; this removes it.
-
-    Args:
-        spatial_size: pixels to keep per axis; -1, or an axis that is already smaller, leaves it as it is.
-    """
-
-    def __init__(self, spatial_size: Sequence[int]) -> None:
-        self.spatial_size = tuple(-1 if size == -1 else check_int("spatial_size", size) for size in spatial_size)
-
-    def __call__(self, kspace: Tensor) -> Tensor:
-        """Crop k-space ``(K, *space)`` to ``(K, *spatial_size)``.
-
-        Raises:
-            ValueError: if the number of axes differs, or lines are missing along a phase encoding that is cropped.
-        """
-        _check_kspace(kspace)
-        if kspace.ndim != len(self.spatial_size) + 1:
-            raise ValueError(f"`spatial_size` {self.spatial_size} does not fit k-space of shape {tuple(kspace.shape)}.")
-        for axis, size in enumerate(self.spatial_size[1:], start=2):
-            if 0 < size < kspace.shape[axis] and _has_gaps(kspace, axis):
-                raise ValueError(
-                    f"CropCoilImages cannot crop along axis {axis}, where lines of k-space are missing. Crop before "
-                    "undersampling, or set its `spatial_size` to -1."
-                )
-        fourier = FourierOperator(len(self.spatial_size))
-        images = fourier.adjoint(kspace)
-        for axis, size in enumerate(self.spatial_size, start=1):
-            full = images.shape[axis]
-            if 0 < size < full:
-                # The centre, index n // 2, stays the centre.
-                images = images.narrow(axis, full // 2 - size // 2, size)
-        return fourier(images)
-
-
 class UndersampleKspace(RandomizableTransform):
-    """Keep only the lines of a Cartesian mask along the last axis.
+    """Keep only the samples of a Cartesian mask: lines along the last axis, or points of the last two.
 
     Args:
         accelerations: one value, or several of which each call draws one; lines per measured line, centre included.
         center_fractions: share of lines in the fully sampled centre, as many values; drawn as a pair.
-        pattern: ``"equispaced"`` (:func:`equispaced_mask`) or ``"random"`` (:func:`random_mask`).
+        pattern: a mask's name in :data:`monai_deqkan.operators.MASKS`: lines (``"equispaced"``, ``"random"``,
+            ``"gaussian"``), or points in the plane of two phase encodings, of which a slice across the readout has both
+            (``"gaussian_plane"``, ``"poisson_disc"``, ``"pseudo_radial"``).
     """
 
     def __init__(
@@ -166,7 +128,7 @@ class UndersampleKspace(RandomizableTransform):
                 "`accelerations` and `center_fractions` must be equally long; got "
                 f"{len(self.accelerations)} and {len(self.center_fractions)} values."
             )
-        self.draw = _MASKS[check_choice("pattern", pattern, _MASKS)]
+        self.draw = MASKS[check_choice("pattern", pattern, MASKS)]
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -181,18 +143,56 @@ class UndersampleKspace(RandomizableTransform):
             seed: makes the mask; None draws another one in every call.
 
         Returns:
-            K-space with zeros where the mask is false, and the mask: bool, ``(1, 1, W)`` or, in 3-D, ``(1, 1, 1, D)``.
+            K-space with zeros where the mask is false, and the mask: bool, ``(1, 1, W)`` or, in 3-D, ``(1, 1, 1, D)``
+            for lines, with the sizes of the last two axes for points.
+
+        Raises:
+            ValueError: if k-space has another shape, or holds no signal where the mask is true.
         """
-        _check_kspace(kspace)
+        check_kspace(kspace)
         if seed is None:
             self.randomize()
         generator = torch.Generator().manual_seed(self._seed if seed is None else seed)
         pick = int(torch.randint(len(self.accelerations), (), generator=generator))
-        line = self.draw(
-            kspace.shape[-1], self.accelerations[pick], self.center_fractions[pick], generator=generator
-        ).to(kspace.device)
-        mask = line.reshape(*[1] * (kspace.ndim - 1), -1)
-        return kspace * mask, mask
+        space = tuple(kspace.shape[1:])
+        mask = self.draw(space, self.accelerations[pick], self.center_fractions[pick], generator=generator)
+        mask = mask.unsqueeze(0).to(kspace.device)
+        return masked(kspace, mask), mask
+
+
+class MaskKspace(Transform):
+    """Keep only the samples of a given mask, such as that of a scanner's protocol.
+
+    Args:
+        mask: for all calls that give none: bool or real, every entry other than zero counts as measured; lines ``(W,)``
+            along the last axis, ``(*space)``, or with as many axes as k-space, of which each may have size one.
+    """
+
+    def __init__(self, mask: Tensor | np.ndarray | None = None) -> None:
+        self.mask = None if mask is None else torch.as_tensor(mask)
+
+    def __call__(self, kspace: Tensor, mask: Tensor | np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Undersample k-space.
+
+        Args:
+            kspace: complex, shape ``(K, *space)``.
+            mask: for this call, as for the class; None takes the class's.
+
+        Returns:
+            K-space with zeros where the mask is zero, and the mask: bool, with as many axes as ``kspace``.
+
+        Raises:
+            ValueError: if there is no mask, or it does not fit, is not finite, or keeps nothing.
+        """
+        check_kspace(kspace)
+        if mask is None and self.mask is None:
+            raise ValueError("MaskKspace needs a `mask`, of the class or of the call; got none.")
+        keep = torch.as_tensor(self.mask if mask is None else mask, device=kspace.device)
+        if keep.is_complex():
+            raise TypeError(f"`mask` must be bool or real; got {keep.dtype}.")
+        check_finite("mask", keep)
+        keep = (keep != 0).reshape((1,) * (kspace.ndim - keep.ndim) + tuple(keep.shape))
+        return masked(kspace, keep), keep
 
 
 class ReferenceImage(Transform):
@@ -220,12 +220,16 @@ class ReferenceImage(Transform):
         Returns:
             In the unit of ``kspace``, float32: the combination as two channels ``(2, *space)``, and the root sum of
             squares ``(1, *space)``.
+
+        Raises:
+            ValueError: if k-space has another shape, or the maps another size than it.
         """
-        _check_kspace(kspace)
+        check_kspace(kspace)
         if sensitivity_maps is None:
             sensitivity_maps = EstimateSensitivityMaps(num_center_lines=self.num_center_lines)(
                 kspace, torch.ones((1,) * kspace.ndim, dtype=torch.bool)
             )
+        check_maps(sensitivity_maps, kspace)
         images = FourierOperator(kspace.ndim - 1).adjoint(kspace)
         combined = CoilOperator(sensitivity_maps.unsqueeze(0)).adjoint(images.unsqueeze(0))
         rss = images.abs().square().sum(dim=0, keepdim=True).sqrt()
@@ -257,7 +261,7 @@ class NormalizeKspace(Transform):
         Raises:
             ValueError: if the percentile is zero, as for k-space without signal.
         """
-        _check_kspace(kspace)
+        check_kspace(kspace)
         images = FourierOperator(kspace.ndim - 1).adjoint(kspace)
         rss = images.abs().square().sum(dim=0).sqrt().flatten()
         rank = max(round(self.percentile / 100 * rss.numel()), 1)
@@ -271,16 +275,23 @@ class NormalizeKspace(Transform):
 
 
 class EstimateSensitivityMaps(Transform):
-    """Estimate coil maps of one item, see :func:`monai_deqkan.operators.estimate_sensitivity_maps`.
+    """Estimate coil maps of one item from the fully sampled centre of its k-space.
 
     Args:
         num_center_lines: width of the central block in lines; None finds it from the mask.
         max_center_lines: upper limit of a block that is found, in lines.
+        method: ``"low_frequency"`` (:func:`monai_deqkan.operators.estimate_sensitivity_maps`) or ``"espirit"``
+            (:func:`monai_deqkan.operators.espirit_maps`, slower and sharper), which always finds its block.
     """
 
-    def __init__(self, num_center_lines: int | None = None, max_center_lines: int = 24) -> None:
+    def __init__(
+        self, num_center_lines: int | None = None, max_center_lines: int = 24, method: str = "low_frequency"
+    ) -> None:
         self.num_center_lines = num_center_lines
         self.max_center_lines = max_center_lines
+        self.method = check_choice("method", method, ("low_frequency", "espirit"))
+        if method == "espirit" and num_center_lines is not None:
+            raise ValueError("`num_center_lines` must be None for method 'espirit', which finds its central block.")
 
     def __call__(self, kspace: Tensor, mask: Tensor | None = None) -> Tensor:
         """Estimate maps.
@@ -292,36 +303,20 @@ class EstimateSensitivityMaps(Transform):
         Returns:
             Complex, dimensionless, shape ``(K, *space)``; ones for a single coil.
         """
-        _check_kspace(kspace)
+        check_kspace(kspace)
+        batch = None if mask is None else mask.unsqueeze(0)
+        spatial_dims = kspace.ndim - 1
+        if self.method == "espirit":
+            return espirit_maps(
+                kspace.unsqueeze(0), batch, max_center_lines=self.max_center_lines, spatial_dims=spatial_dims
+            )[0]
         return estimate_sensitivity_maps(
             kspace.unsqueeze(0),
-            None if mask is None else mask.unsqueeze(0),
+            batch,
             num_center_lines=self.num_center_lines,
             max_center_lines=self.max_center_lines,
-            spatial_dims=kspace.ndim - 1,
+            spatial_dims=spatial_dims,
         )[0]
-
-
-class ImageMagnitude(Transform):
-    """Turn a complex image as two channels into its magnitude, in the same unit."""
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Turn ``(2, *space)`` into ``(1, *space)``."""
-        return channels_to_complex(check_tensor("image", image).unsqueeze(0)).abs()
-
-
-def _check_kspace(kspace: Tensor) -> None:
-    if not check_tensor("kspace", kspace).is_complex() or kspace.ndim not in (3, 4):
-        raise ValueError(
-            f"`kspace` must be complex of shape (K, H, W) or (K, H, W, D), without batch axis; got {kspace.dtype} of "
-            f"shape {tuple(kspace.shape)}. Single-coil k-space needs a coil axis of size 1."
-        )
-
-
-def _has_gaps(kspace: Tensor, axis: int) -> bool:
-    """Whether lines are missing between measured ones; zero-padded ends are no gap."""
-    measured = (kspace != 0).movedim(axis, 0).flatten(1).any(dim=1).nonzero().flatten()
-    return len(measured) > 0 and int(measured[-1] - measured[0]) + 1 > len(measured)
 
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:

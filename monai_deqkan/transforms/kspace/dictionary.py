@@ -1,7 +1,7 @@
 """Dictionary forms of the k-space transforms.
 
 A training item starts as ``{"kspace": path, "slice": index}``. After :class:`LoadKspaceSliced`,
-:class:`CropCoilImagesd` (optional), MONAI's ``CopyItemsd`` (the full k-space, under a key of its own),
+``CropCoilImagesd`` (optional), MONAI's ``CopyItemsd`` (the full k-space, under a key of its own),
 :class:`UndersampleKspaced`, :class:`EstimateSensitivityMapsd`, :class:`ReferenceImaged` (of the copy, with
 ``maps_key="sensitivity_maps"``), ``DeleteItemsd`` (the copy) and :class:`NormalizeKspaced` it holds
 
@@ -23,31 +23,29 @@ were measured undersampled, the undersampling: networks infer the mask.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform, RandomizableTransform
+from torch import Tensor
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.transforms.kspace.array import (
-    CropCoilImages,
     EstimateSensitivityMaps,
-    ImageMagnitude,
     LoadKspaceSlice,
+    MaskKspace,
     NormalizeKspace,
     ReferenceImage,
     UndersampleKspace,
 )
+from monai_deqkan.transforms.kspace.checks import item_seed_of, one_key
 
 __all__ = [
-    "CropCoilImagesd",
     "EstimateSensitivityMapsd",
-    "ImageMagnituded",
     "LoadKspaceSliced",
+    "MaskKspaced",
     "NormalizeKspaced",
     "ReferenceImaged",
     "UndersampleKspaced",
@@ -90,29 +88,6 @@ class LoadKspaceSliced(MapTransform):
         return item
 
 
-class CropCoilImagesd(MapTransform):
-    """Crop the field of view of k-space; see :class:`CropCoilImages`.
-
-    Args:
-        keys: keys of k-space.
-        spatial_size: pixels to keep per axis, -1 for all.
-        allow_missing_keys: whether to skip absent keys.
-    """
-
-    def __init__(
-        self, keys: KeysCollection = "kspace", spatial_size: Sequence[int] = (-1, -1), allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.crop = CropCoilImages(spatial_size)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Crop all keys."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.crop(item[key])
-        return item
-
-
 class ReferenceImaged(MapTransform):
     """Add the reference image of fully sampled k-space; see :class:`ReferenceImage`.
 
@@ -135,7 +110,7 @@ class ReferenceImaged(MapTransform):
         num_center_lines: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(_one(keys), allow_missing_keys)
+        super().__init__(one_key(keys), allow_missing_keys)
         self.image_key = image_key
         self.rss_key = rss_key
         self.maps_key = maps_key
@@ -179,7 +154,7 @@ class UndersampleKspaced(RandomizableTransform, MapTransform):
         slice_key: str = "slice",
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, _one(keys), allow_missing_keys)
+        MapTransform.__init__(self, one_key(keys), allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.mask_key = mask_key
         self.item_seed = None if item_seed is None else check_int("item_seed", item_seed, minimum=0)
@@ -199,18 +174,39 @@ class UndersampleKspaced(RandomizableTransform, MapTransform):
         """Undersample."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key], item[self.mask_key] = self.undersample(item[key], self._seed_of(item))
+            seed = item_seed_of(item, self.item_seed, self.source_key, self.slice_key)
+            item[key], item[self.mask_key] = self.undersample(item[key], seed)
         return item
 
-    def _seed_of(self, item: Item) -> int | None:
-        if self.item_seed is None:
-            return None
-        for key in (self.source_key, self.slice_key):
-            if key not in item:
-                raise KeyError(f"With `item_seed`, an item must have '{key}'; it has {sorted(map(str, item))}.")
-        # The file's name, not its path: the same data in another folder get the same masks.
-        name = f"{self.item_seed}/{Path(item[self.source_key]).name}/{int(item[self.slice_key])}"
-        return zlib.crc32(name.encode())
+
+class MaskKspaced(MapTransform):
+    """Undersample k-space by a given mask; see :class:`MaskKspace`.
+
+    Args:
+        keys: key of k-space, one.
+        mask: one mask for all items; None takes each item's own, under ``mask_key``.
+        mask_key: key of the item's mask, and of the mask in the result.
+        allow_missing_keys: whether to skip an absent key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "kspace",
+        mask: Tensor | np.ndarray | None = None,
+        mask_key: str = "mask",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(one_key(keys), allow_missing_keys)
+        self.mask_key = mask_key
+        self.apply_mask = MaskKspace(mask)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        """Undersample."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            own = item.get(self.mask_key) if self.apply_mask.mask is None else None
+            item[key], item[self.mask_key] = self.apply_mask(item[key], own)
+        return item
 
 
 class NormalizeKspaced(MapTransform):
@@ -232,7 +228,7 @@ class NormalizeKspaced(MapTransform):
         percentile: float = 99.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(_one(keys), allow_missing_keys)
+        super().__init__(one_key(keys), allow_missing_keys)
         self.also = tuple(also)
         self.scale_key = scale_key
         self.normalize = NormalizeKspace(percentile)
@@ -258,6 +254,7 @@ class EstimateSensitivityMapsd(MapTransform):
         maps_key: key for the maps.
         num_center_lines: see :class:`EstimateSensitivityMaps`.
         max_center_lines: see :class:`EstimateSensitivityMaps`.
+        method: see :class:`EstimateSensitivityMaps`.
         allow_missing_keys: whether to skip an absent key.
     """
 
@@ -268,12 +265,13 @@ class EstimateSensitivityMapsd(MapTransform):
         maps_key: str = "sensitivity_maps",
         num_center_lines: int | None = None,
         max_center_lines: int = 24,
+        method: str = "low_frequency",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(_one(keys), allow_missing_keys)
+        super().__init__(one_key(keys), allow_missing_keys)
         self.mask_key = mask_key
         self.maps_key = maps_key
-        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines)
+        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Add the maps."""
@@ -281,29 +279,3 @@ class EstimateSensitivityMapsd(MapTransform):
         for key in self.key_iterator(item):
             item[self.maps_key] = self.estimate(item[key], item.get(self.mask_key))
         return item
-
-
-class ImageMagnituded(MapTransform):
-    """Turn complex images as two channels into magnitudes; see :class:`ImageMagnitude`.
-
-    Args:
-        keys: keys of images.
-        allow_missing_keys: whether to skip absent keys.
-    """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.magnitude = ImageMagnitude()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Turn all keys."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.magnitude(item[key])
-        return item
-
-
-def _one(keys: KeysCollection) -> KeysCollection:
-    if not isinstance(keys, str) and isinstance(keys, Sequence) and len(keys) != 1:
-        raise ValueError(f"`keys` must be one key, since the results have one key each; got {keys!r}.")
-    return keys
