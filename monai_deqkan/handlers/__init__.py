@@ -3,6 +3,7 @@
 from monai_deqkan.handlers.best_model import BestModelSaver
 from monai_deqkan.handlers.convergence_guard import ConvergenceGuard
 from monai_deqkan.handlers.early_stop import ResumableEarlyStop
+from monai_deqkan.handlers.gradient_clipper import GradientClipper
 from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
 from monai_deqkan.handlers.kan_grid import KANGridHandler
@@ -14,6 +15,7 @@ from monai_deqkan.handlers.solve_stats import SolveStatsHandler
 __all__ = [
     "BestModelSaver",
     "ConvergenceGuard",
+    "GradientClipper",
     "HistoryWriter",
     "ImageTable",
     "KANGridHandler",

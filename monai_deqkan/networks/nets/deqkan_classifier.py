@@ -77,8 +77,8 @@ class FeatureClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_features, out_channels)
         for layer in (self.projection, self.head):
-            nn.init.xavier_uniform_(cast(Tensor, layer.weight).flatten(1))
-            nn.init.zeros_(layer.bias)
+            nn.init.xavier_uniform_(layer.weight.flatten(1))
+            nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``(B, out_channels)`` of images ``(B, in_channels, *space)``.
