@@ -68,10 +68,12 @@ class SensitivityNet(nn.Module):
         self.max_center_lines = check_int("max_center_lines", max_center_lines)
         self.grid_size = check_int("grid_size", (64 if spatial_dims == 2 else 32) if grid_size is None else grid_size)
         halvings = len(channels) - 1
-        if halvings < 1 or self.grid_size % 2**halvings or self.grid_size < 2 * 2**halvings:
+        if halvings < 1:
+            raise ValueError(f"`channels` must name at least two levels; got {tuple(channels)}.")
+        if self.grid_size % 2**halvings or self.grid_size < 2 * 2**halvings:
             raise ValueError(
-                f"`channels` must name at least two levels and `grid_size` be a multiple of {2 ** max(halvings, 1)} and "
-                f"at least twice that for {len(channels)} levels; got {tuple(channels)} and {self.grid_size}."
+                f"`grid_size` must be a multiple of {2**halvings} and at least {2 * 2**halvings} for {len(channels)} "
+                f"levels; got {self.grid_size}."
             )
         self.unet = UNet(
             spatial_dims,
