@@ -1,11 +1,13 @@
 import csv
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 
+from monai_deqkan.data import write_kspace
 from monai_deqkan.handlers import ReconstructionWriter
 from monai_deqkan.networks.layers import DEQLayer
 from monai_deqkan.solvers import FixedPointIteration, open_recorders
@@ -16,20 +18,21 @@ class Cell(torch.nn.Module):
         return 0.5 * z + x
 
 
-def run(tmp_path, samples, batch_size=1, solve=True):
+def run(tmp_path, samples, batch_size=1, solve=True, size=(3, 2), pixel_scale=None, **settings):
     """Write ``[(file, slice, value)]`` as constant complex images ``3 v + 4 v i``, each in unit 1 / 2."""
     layer = DEQLayer(Cell(), FixedPointIteration(rtol=1e-3))
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
     def step(engine, index):
         batch = batches[index]
-        engine.state.batch = [{"source": str(file), "slice": number, "scale": 2.0} for file, number, _ in batch]
+        more = {} if pixel_scale is None else {"pixel_scale": pixel_scale}
+        engine.state.batch = [{"source": str(file), "slice": i, "scale": 2.0, **more} for file, i, _ in batch]
         if solve:
             layer(torch.ones(len(batch), 1))
-        return [{"pred": torch.tensor([3.0, 4.0]).view(2, 1, 1).expand(2, 3, 2) * value} for _, _, value in batch]
+        return [{"pred": torch.tensor([3.0, 4.0]).view(2, 1, 1).expand(2, *size) * value} for _, _, value in batch]
 
     engine = Engine(step)
-    ReconstructionWriter(tmp_path / "out", tmp_path / "in").attach(engine)
+    ReconstructionWriter(tmp_path / "out", tmp_path / "in", **settings).attach(engine)
     engine.run(range(len(batches)), max_epochs=1)
     with (tmp_path / "out" / "slices.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -57,6 +60,51 @@ def test_volumes_in_order_and_in_the_unit_of_the_file(tmp_path, batch_size):
     # 2 ** -(k - 1) / (2 - 2 ** -(k - 1)) <= 1e-3 first at k = 10.
     assert {(row["evaluations"], row["status"]) for row in rows} == {("10", "converged")}
     assert all(float(row["relative_residual"]) <= 1e-3 for row in rows)
+
+
+def write_source(path, rows=6, columns=4, **sizes):
+    write_kspace(path, torch.ones(3, 1, rows, columns, dtype=torch.complex64), **sizes)
+    return path
+
+
+def test_nifti_has_the_pixels_of_the_header_and_the_picture_s_axes(tmp_path, caplog):
+    known = write_source(tmp_path / "in" / "a.h5", pixel_size=(0.5, 0.7, 5.0))
+    unknown = write_source(tmp_path / "in" / "b.h5")
+    samples = [(known, 0, 1.0), (known, 2, 2.0), (unknown, 1, 3.0)]
+    rows = run(tmp_path, samples, size=(6, 4), formats="nifti")
+    assert [row["file"] for row in rows] == ["a.nii.gz", "a.nii.gz", "b.nii.gz"]
+    assert not list((tmp_path / "out").glob("*.h5"))
+    image = nib.load(tmp_path / "out" / "a.nii.gz")
+    assert image.shape == (4, 6, 2)
+    np.testing.assert_allclose(image.get_fdata()[0, 0], [10.0, 20.0])
+    # Every second slice was reconstructed.
+    np.testing.assert_allclose(image.affine, np.diag([-0.7, -0.5, 10.0, 1.0]), rtol=1e-6)
+    assert image.header["descrip"].tobytes().strip(b"\0") == b"Research only; not for clinical use."
+    image = nib.load(tmp_path / "out" / "b.nii.gz")
+    np.testing.assert_allclose(image.affine[:3, 3], [0, 0, 1])
+    assert image.header.get_zooms() == (1, 1, 1)
+    assert "tells no pixel size" in caplog.text
+
+
+def test_nifti_of_a_lower_resolution_has_larger_pixels(tmp_path):
+    source = write_source(tmp_path / "in" / "a.h5", pixel_size=(0.5, 0.7, 5.0))
+    run(tmp_path, [(source, 0, 1.0)], size=(3, 4), formats=["h5", "nifti"], pixel_scale=[2.0, 1.0])
+    assert nib.load(tmp_path / "out" / "a.nii.gz").header.get_zooms() == pytest.approx((0.7, 1.0, 5.0))
+
+
+@pytest.mark.parametrize(("size", "kept"), [("recon", (4, 3)), ([3, -1], (3, 5)), ([9, 2], (7, 2))])
+def test_images_are_cropped_around_their_centre(tmp_path, size, kept):
+    source = write_source(tmp_path / "in" / "a.h5", rows=4, columns=3)
+    run(tmp_path, [(source, 0, 1.0)], size=(7, 5), image_size=size)
+    assert volume(tmp_path / "out" / "a.h5")[0].shape == (1, *kept)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"formats": "dicom"}, {"formats": []}, {"image_size": "full"}, {"image_size": [3]}]
+)
+def test_other_outputs_are_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ReconstructionWriter(tmp_path / "out", tmp_path / "in", **settings)
 
 
 def test_network_without_a_solve_leaves_its_columns_empty(tmp_path):

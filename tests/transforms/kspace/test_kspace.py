@@ -7,8 +7,10 @@ from monai.transforms import Compose
 
 from monai_deqkan.metrics import psnr
 from monai_deqkan.operators import (
+    MASKS,
     CoilOperator,
     FourierOperator,
+    espirit_maps,
     infer_mask,
     net_acceleration,
     simulate_kspace,
@@ -24,6 +26,8 @@ from monai_deqkan.transforms.kspace import (
     ImageMagnituded,
     LoadKspaceSlice,
     LoadKspaceSliced,
+    MaskKspace,
+    MaskKspaced,
     NormalizeKspace,
     NormalizeKspaced,
     ReferenceImage,
@@ -118,7 +122,7 @@ def test_crop_refuses_missing_lines_but_not_zero_padding():
     assert CropCoilImages((20, 20))(kspace).shape == (6, 20, 20)
 
 
-@pytest.mark.parametrize("pattern", ["equispaced", "random"])
+@pytest.mark.parametrize("pattern", ["equispaced", "random", "gaussian"])
 def test_undersampling_zeroes_all_but_the_mask(pattern):
     kspace = simulated()
     got, mask = UndersampleKspace(3, 0.1, pattern=pattern)(kspace, seed=3)
@@ -130,6 +134,39 @@ def test_undersampling_zeroes_all_but_the_mask(pattern):
     volume, mask = UndersampleKspace(2, 0.25, pattern=pattern)(torch.ones(1, 3, 4, 8, dtype=torch.complex64))
     assert mask.shape == (1, 1, 1, 8)
     assert int((volume != 0).sum()) == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("pattern", sorted(MASKS))
+def test_every_pattern_is_the_mask_function_of_its_name(pattern):
+    kspace = simulated()
+    got, mask = UndersampleKspace(2.5, 0.2, pattern=pattern)(kspace, seed=11)
+    generator = torch.Generator().manual_seed(11)
+    torch.randint(1, (), generator=generator)  # which of the accelerations
+    assert torch.equal(mask[0], MASKS[pattern]((40, 36), 2.5, 0.2, generator=generator))
+    assert torch.equal(got, kspace * mask)
+    assert net_acceleration(mask) == pytest.approx(2.5, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(36,), (1, 36), (40, 36), (1, 40, 36), (6, 40, 36)])
+def test_a_given_mask_is_applied_whatever_its_axes(shape):
+    kspace = simulated()
+    mask = (torch.rand(shape, generator=seeded()) > 0.5).numpy()
+    got, used = MaskKspace()(kspace, mask)
+    np.testing.assert_allclose(got.numpy(), kspace.numpy() * mask)
+    item = MaskKspaced()({"kspace": kspace, "mask": mask})
+    assert torch.equal(item["kspace"], got)
+    assert torch.equal(item["mask"], used)
+    assert torch.equal(MaskKspaced(mask=mask)({"kspace": kspace})["kspace"], got)
+    assert used.ndim == 3
+
+
+def test_maps_by_name():
+    kspace, mask = UndersampleKspace(2, 0.4)(simulated(), seed=0)
+    got = EstimateSensitivityMapsd(method="espirit")({"kspace": kspace, "mask": mask})["sensitivity_maps"]
+    assert torch.equal(got, espirit_maps(kspace[None], mask[None])[0])
+    exact = smooth_coil_maps((40, 36), 6, generator=seeded())
+    agreement = (got.conj() * exact).sum(0).abs()[disc() > 0]
+    assert float(agreement.median()) > 0.99
 
 
 def test_undersampling_draws_anew_unless_seeded():
@@ -254,6 +291,16 @@ def test_training_chain_is_consistent(tmp_path):
         (lambda k: ReferenceImage()(k.real), "complex"),
         (lambda k: NormalizeKspaced(["a", "b"]), "one key"),
         (lambda k: ImageMagnitude()(k.real), "channels"),
+        (lambda k: MaskKspace()(k, torch.zeros(36)), "keep some measured samples"),
+        (lambda k: UndersampleKspace()(torch.zeros_like(k)), "keep some measured samples"),
+        (lambda k: MaskKspace()(k, torch.ones(35)), "must broadcast"),
+        (lambda k: MaskKspace()(k, torch.ones(1, 1, 1, 36)), "must broadcast"),
+        (lambda k: MaskKspace()(k, torch.full((36,), np.nan)), "finite"),
+        (lambda k: MaskKspaced()({"kspace": k}), "needs a `mask`"),
+        (lambda k: ReferenceImage()(k, torch.ones(6, 20, 18, dtype=k.dtype)), "after the same crop"),
+        (lambda k: ReferenceImage()(k, torch.ones(5, 40, 36, dtype=k.dtype)), "after the same crop"),
+        (lambda k: EstimateSensitivityMaps(8, method="espirit"), "num_center_lines"),
+        (lambda k: EstimateSensitivityMaps(method="walsh"), "method"),
     ],
 )
 def test_bad_input_is_refused(call, message):

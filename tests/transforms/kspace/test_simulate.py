@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from monai_deqkan.operators import FourierOperator
+from monai_deqkan.transforms import SimulateKspace, SimulateKspaced
+
+
+def image(*space, seed=0):
+    return torch.rand(1, *space, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("space", [(12, 9), (8, 6, 5)])
+@pytest.mark.parametrize("coils", [1, 5])
+def test_without_noise_the_root_sum_of_squares_is_the_image(space, coils):
+    kspace = SimulateKspace(coils)(image(*space), seed=0)
+    assert kspace.shape == (coils, *space)
+    rss = FourierOperator(len(space)).adjoint(kspace).abs().square().sum(0, keepdim=True).sqrt()
+    torch.testing.assert_close(rss, image(*space), rtol=1e-4, atol=1e-5)
+
+
+def test_phase_stays_within_its_limit_and_is_not_flat():
+    x = FourierOperator(2).adjoint(SimulateKspace(1, max_phase=1.0)(image(16, 16) + 0.1, seed=0))
+    phase = x.angle().abs()
+    assert float(phase.max()) == pytest.approx(1.0, abs=1e-3)
+    assert float(phase.min()) < 0.5
+
+
+@pytest.mark.parametrize("snr_db", [10, (10, 20)])
+def test_noise_has_a_ratio_in_the_range(snr_db):
+    clean = SimulateKspace(4)(image(48, 48), seed=3)
+    noise = SimulateKspace(4, snr_db=snr_db)(image(48, 48), seed=3) - clean
+    # Drawn after phase and coils, so the signal is the same; the ratio is power over power.
+    ratio = 10 * math.log10(clean.abs().square().sum() / noise.abs().square().sum())
+    low, high = (snr_db, snr_db) if isinstance(snr_db, int) else snr_db
+    assert low - 0.3 <= ratio <= high + 0.3
+
+
+def test_draws_differ_unless_seeded_or_tied_to_the_item():
+    x = image(8, 8)
+    draw = SimulateKspace(2)
+    assert torch.equal(draw(x, seed=1), draw(x, seed=1))
+    first, again = (Compose([SimulateKspaced(num_coils=2)]).set_random_state(5) for _ in range(2))
+    drawn = [first({"image": x})["kspace"] for _ in range(2)]
+    assert not torch.equal(*drawn)
+    assert all(torch.equal(again({"image": x})["kspace"], one) for one in drawn)
+    tied = SimulateKspaced(num_coils=2, item_seed=0)
+    items = [tied({"image": x, "source": source, "slice": i}) for source, i in (("a/x", 0), ("b/x", 0), ("a/x", 1))]
+    assert torch.equal(items[0]["kspace"], items[1]["kspace"])
+    assert not torch.equal(items[0]["kspace"], items[2]["kspace"])
+    assert items[0]["simulated"] is True
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SimulateKspace()(-image(4, 4)), "not be negative"),
+        (lambda: SimulateKspace()(image(4, 4) * np.nan), "finite"),
+        (lambda: SimulateKspace()(image(4, 4).expand(3, -1, -1)), r"\(1, \*space\)"),
+        (lambda: SimulateKspace(snr_db=(1, 2, 3)), "range of two"),
+        (lambda: SimulateKspace(0), "num_coils"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
