@@ -10,6 +10,7 @@ from monai.metrics.regression import RegressionMetric
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.image import visual_information_fidelity
 
 from monai_deqkan._checks import check_int, check_range, check_spatial_dims, check_tensor
 from monai_deqkan._complex import channels_to_complex
@@ -18,11 +19,14 @@ __all__ = [
     "NMSEMetric",
     "ReferencePSNRMetric",
     "ReferenceSSIMMetric",
+    "ReferenceVIFMetric",
     "head_region",
     "magnitude",
     "nmse",
     "psnr",
     "ssim",
+    "vif",
+    "volume_metrics",
 ]
 
 Region = Callable[[Tensor], Tensor]
@@ -85,7 +89,9 @@ def nmse(prediction: Tensor, reference: Tensor, region: Tensor | None = None) ->
     return error / (reference.square() * weight).flatten(1).sum(dim=1)
 
 
-def psnr(prediction: Tensor, reference: Tensor, region: Tensor | None = None) -> Tensor:
+def psnr(
+    prediction: Tensor, reference: Tensor, region: Tensor | None = None, *, data_range: Tensor | None = None
+) -> Tensor:
     r"""Return the peak signal-to-noise ratio per sample, the peak being the sample's largest reference value.
 
     .. math:: 10 \log_{10} \frac{\max(y)^2}{\mathrm{mean}\, |\hat y - y|^2}
@@ -94,16 +100,24 @@ def psnr(prediction: Tensor, reference: Tensor, region: Tensor | None = None) ->
         prediction: magnitudes, shape ``(B, 1, *space)``, any unit.
         reference: magnitudes, same shape and unit.
         region: bool, same shape: pixels whose mean is taken; the peak is that of the whole image. None counts all.
+        data_range: another peak, one per sample, shape ``(B,)``, such as the maximum of a slice's volume.
 
     Returns:
         In dB, shape ``(B,)``; infinite for equal images.
     """
     weight = _weight(prediction, reference, region)
     mean = ((prediction - reference).square() * weight).flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1)
-    return 10 * torch.log10(reference.flatten(1).amax(dim=1).square() / mean)
+    return 10 * torch.log10(_peak(reference, data_range).square() / mean)
 
 
-def ssim(prediction: Tensor, reference: Tensor, region: Tensor | None = None, *, win_size: int = 7) -> Tensor:
+def ssim(
+    prediction: Tensor,
+    reference: Tensor,
+    region: Tensor | None = None,
+    *,
+    win_size: int = 7,
+    data_range: Tensor | None = None,
+) -> Tensor:
     """Return the structural similarity per sample, the data range being the sample's largest reference value.
 
     The definition of scikit-image's defaults and of fastMRI: uniform window, sample covariance, constants 0.01 and
@@ -114,6 +128,7 @@ def ssim(prediction: Tensor, reference: Tensor, region: Tensor | None = None, *,
         reference: magnitudes, same shape and unit.
         region: bool, same shape: only windows with their centre inside count; None counts all.
         win_size: window width in pixels, odd.
+        data_range: another data range, one per sample, shape ``(B,)``.
 
     Returns:
         Dimensionless, shape ``(B,)``.
@@ -138,7 +153,7 @@ def ssim(prediction: Tensor, reference: Tensor, region: Tensor | None = None, *,
     var_x = unbiased * (pool(x * x, win_size, 1) - mean_x**2)
     var_y = unbiased * (pool(y * y, win_size, 1) - mean_y**2)
     covariance = unbiased * (pool(x * y, win_size, 1) - mean_x * mean_y)
-    peak = y.flatten(1).amax(dim=1).reshape(-1, *[1] * (y.ndim - 1))
+    peak = _peak(y, data_range).reshape(-1, *[1] * (y.ndim - 1))
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
@@ -146,6 +161,88 @@ def ssim(prediction: Tensor, reference: Tensor, region: Tensor | None = None, *,
     for axis, size in enumerate(y.shape[2:], start=2):
         weight = weight.narrow(axis, pad, size - 2 * pad)
     return (similarity * weight).flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1)
+
+
+def vif(
+    prediction: Tensor, reference: Tensor, region: Tensor | None = None, *, data_range: Tensor | None = None
+) -> Tensor:
+    """Return the pixel-domain visual information fidelity per sample, the mean over slices for volumes.
+
+    Images are scaled so that the data range is 255, the scale for which its noise variance of 2 was chosen.
+
+    Args:
+        prediction: magnitudes, shape ``(B, 1, *space)`` with two or three spatial axes, the last two at least 41 long,
+            any unit.
+        reference: magnitudes, same shape and unit.
+        region: bool, same shape: both images are set to zero outside; None keeps all.
+        data_range: data range, one per sample, shape ``(B,)``; None takes the sample's largest reference value.
+
+    Returns:
+        Dimensionless, shape ``(B,)``: 1 for equal images, above 1 where contrast is enhanced; NaN for a zero reference.
+
+    Raises:
+        ValueError: if the image is smaller than 41 x 41, or shapes differ.
+
+    Reference:
+        H. R. Sheikh and A. C. Bovik, "Image information and visual quality", IEEE Trans. Image Process. 15 (2006)
+        430-444; its multi-scale pixel form, as torchmetrics computes it.
+    """
+    weight = _weight(prediction, reference, region)
+    spatial_dims = check_spatial_dims(reference.ndim - 2)
+    if min(reference.shape[-2:]) < 41:
+        raise ValueError(f"VIF needs images of at least 41 x 41 pixels; got {tuple(reference.shape[-2:])}.")
+    scale = (255 / _peak(reference, data_range).double()).reshape(-1, *[1] * (reference.ndim - 1))
+    x, y = prediction.double() * weight * scale, reference.double() * weight * scale
+    if spatial_dims == 3:
+        x, y = x.flatten(0, 2).unsqueeze(1), y.flatten(0, 2).unsqueeze(1)
+    values = torch.stack([visual_information_fidelity(a, b) for a, b in zip(x.split(1), y.split(1), strict=True)])
+    return values.reshape(reference.shape[0], -1).mean(dim=1).to(reference.dtype)
+
+
+def volume_metrics(prediction: Tensor, reference: Tensor, region: Tensor | None = None) -> dict[str, float]:
+    """Return PSNR (dB), SSIM, NMSE and VIF of one volume of slices, with the volume's maximum as data range.
+
+    PSNR and NMSE take all pixels of the volume together; SSIM and VIF are 2-D and averaged over slices. That is how
+    fastMRI's ``evaluate`` scores a file (it has no VIF).
+
+    Args:
+        prediction: magnitudes, shape ``(slices, 1, H, W)``, any unit.
+        reference: magnitudes, same shape and unit.
+        region: bool, same shape: pixels that count; slices without any count nowhere. None counts all.
+
+    Example:
+        >>> volume = torch.rand(3, 1, 48, 48)
+        >>> volume_metrics(volume, volume)["nmse"]
+        0.0
+    """
+    if check_tensor("reference", reference).ndim != 4:
+        raise ValueError(f"`reference` must have shape (slices, 1, H, W); got {tuple(reference.shape)}.")
+    _weight(prediction, reference, region)
+    if region is not None:
+        kept = region.flatten(1).any(dim=1)
+        prediction, reference, region = prediction[kept], reference[kept], region[kept]
+    if reference.numel() == 0:
+        raise ValueError("`region` must hold a pixel of the volume; it is empty. Is the reference zero?")
+    peak = reference.max().expand(len(reference))
+    # One sample of all slices.
+    x, y = prediction.transpose(0, 1), reference.transpose(0, 1)
+    inside = None if region is None else region.transpose(0, 1)
+    return {
+        "psnr": float(psnr(x, y, inside)),
+        "ssim": float(ssim(prediction, reference, region, data_range=peak).nanmean()),
+        "nmse": float(nmse(x, y, inside)),
+        "vif": float(vif(prediction, reference, region, data_range=peak).nanmean()),
+    }
+
+
+def _peak(reference: Tensor, data_range: Tensor | None) -> Tensor:
+    if data_range is None:
+        return reference.flatten(1).amax(dim=1)
+    if check_tensor("data_range", data_range).shape != reference.shape[:1]:
+        raise ValueError(
+            f"`data_range` must have shape ({reference.shape[0]},), one per sample; got {tuple(data_range.shape)}."
+        )
+    return data_range
 
 
 def _weight(prediction: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:
@@ -218,3 +315,16 @@ class ReferenceSSIMMetric(_MagnitudeMetric):
 
     def _measure(self, prediction: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:
         return ssim(prediction, reference, region)
+
+
+class ReferenceVIFMetric(_MagnitudeMetric):
+    """Accumulate :func:`vif` over samples.
+
+    Args:
+        region: see :class:`NMSEMetric`.
+        reduction: see :class:`NMSEMetric`.
+        get_not_nans: see :class:`NMSEMetric`.
+    """
+
+    def _measure(self, prediction: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:
+        return vif(prediction, reference, region)

@@ -1,17 +1,21 @@
 import numpy as np
 import pytest
 import torch
+from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from monai_deqkan.metrics import (
     NMSEMetric,
     ReferencePSNRMetric,
     ReferenceSSIMMetric,
+    ReferenceVIFMetric,
     head_region,
     magnitude,
     nmse,
     psnr,
     ssim,
+    vif,
+    volume_metrics,
 )
 
 
@@ -43,6 +47,68 @@ def test_metrics_agree_with_fastmri():
     for name, function in (("nmse", nmse), ("psnr", psnr), ("ssim", ssim)):
         expected = float(np.squeeze(getattr(evaluate, name)(y, x)))
         assert float(function(prediction, reference)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_volume_metrics_agree_with_fastmri_and_scikit_image():
+    evaluate = pytest.importorskip("fastmri.evaluate")
+    prediction, reference = pair(3, 1, 48, 44)
+    x, y = prediction[:, 0].numpy(), reference[:, 0].numpy()
+    found = volume_metrics(prediction, reference)
+    for name in ("nmse", "psnr", "ssim"):
+        assert found[name] == pytest.approx(float(np.squeeze(getattr(evaluate, name)(y, x))), rel=1e-10)
+    peak = reference.max().expand(3)
+    assert found["vif"] == pytest.approx(float(vif(prediction, reference, data_range=peak).mean()))
+    region = torch.zeros_like(reference, dtype=torch.bool)
+    region[1:, :, 4:44, 4:40] = True
+    inside = volume_metrics(prediction, reference, region)
+    error = ((x - y)[1:, 4:44, 4:40] ** 2).mean()
+    assert inside["psnr"] == pytest.approx(10 * np.log10(y.max() ** 2 / error))
+
+
+def plain_vif(x, y, noise=2.0):
+    """The pixel-domain formula in SciPy, scale by scale."""
+    top = bottom = 0.0
+    for scale in range(1, 5):
+        width = 2 ** (5 - scale) + 1
+        axis = np.arange(width) - width // 2
+        window = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * (width / 5) ** 2))
+        window /= window.sum()
+
+        def blur(image, window=window):
+            return convolve2d(image, window, mode="valid")
+
+        if scale > 1:
+            x, y = blur(x)[::2, ::2], blur(y)[::2, ::2]
+        mean_x, mean_y = blur(x), blur(y)
+        var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+        gain = (blur(x * y) - mean_x * mean_y) / (var_y + 1e-10)
+        rest = np.where(gain < 0, var_x, var_x - gain * (blur(x * y) - mean_x * mean_y))
+        gain = np.maximum(gain, 0)
+        top += np.log10(1 + gain**2 * var_y / (np.maximum(rest, 1e-10) + noise)).sum()
+        bottom += np.log10(1 + var_y / noise).sum()
+    return top / bottom
+
+
+def test_vif_is_the_published_formula_at_a_range_of_255():
+    prediction, reference = pair(2, 1, 50, 45)
+    found = vif(prediction, reference)
+    for b in range(2):
+        x, y = prediction[b, 0].numpy(), reference[b, 0].numpy()
+        expected = plain_vif(255 * x / y.max(), 255 * y / y.max())
+        assert float(found[b]) == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(vif(1e3 * prediction, 1e3 * reference), found)
+    torch.testing.assert_close(vif(reference, reference), torch.ones(2, dtype=torch.float64))
+    volume = vif(prediction.reshape(1, 1, 2, 50, 45), reference.reshape(1, 1, 2, 50, 45))
+    peak = reference.max().expand(2)
+    torch.testing.assert_close(volume[0], vif(prediction, reference, data_range=peak).mean())
+    region = torch.rand(2, 1, 50, 45, generator=torch.Generator().manual_seed(1)) > 0.3
+    torch.testing.assert_close(
+        vif(prediction, reference, region),
+        vif(prediction * region, reference * region, data_range=reference.flatten(1).amax(1)),
+    )
+    metric = ReferenceVIFMetric()
+    metric(prediction.float(), reference.float())
+    assert float(metric.aggregate()) == pytest.approx(float(found.mean()), rel=1e-4)
 
 
 def test_only_the_region_counts():
@@ -123,6 +189,9 @@ def test_magnitude_of_each_layout():
         (lambda: nmse(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 5)), "shape of the reference"),
         (lambda: psnr(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), torch.ones(4, 4)), "`region`"),
         (lambda: ssim(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)), "win_size"),
+        (lambda: vif(torch.ones(1, 1, 40, 50), torch.ones(1, 1, 40, 50)), "41"),
+        (lambda: psnr(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), data_range=torch.ones(1)), "data_range"),
+        (lambda: volume_metrics(torch.ones(1, 1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4)), "slices"),
         (lambda: magnitude(torch.ones(1, 3, 4, 4)), "channels"),
     ],
 )
