@@ -1,4 +1,4 @@
-"""The command ``monai-deqkan``: demonstration, sample data, bundles, and what there is."""
+"""The command ``monai-deqkan``: demonstration, sample data, a user's data, bundles, and what there is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,26 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from monai_deqkan import __version__
+from monai_deqkan._checks import check_empty_folder
 from monai_deqkan.adjoints import ADJOINTS
-from monai_deqkan.data import SAMPLES, bundle_metadata, bundle_names, copy_bundle, write_sample
+from monai_deqkan.data import (
+    SAMPLES,
+    TableColumns,
+    bundle_metadata,
+    bundle_names,
+    check_dataset,
+    convert_dataset,
+    copy_bundle,
+    write_sample,
+)
 from monai_deqkan.demo import run_demo
+from monai_deqkan.engines import RIVALS, SuiteSettings, evaluate_reconstructions, tune_reconstruction
 from monai_deqkan.networks import nets
 from monai_deqkan.networks.layers import BASES
 from monai_deqkan.solvers import LINEAR_SOLVERS, SOLVERS
@@ -36,14 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after ``monai-deqkan``; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 after an error that the user can mend, which is told in one line.
+        The exit status: 0; 1 where ``data check`` finds leakage or unusable files; or 2 after an error that the user
+        can mend, which is told in one line.
 
     Raises:
         SystemExit: from argparse, for words that it does not understand, and for ``--help`` and ``--version``.
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except (ValueError, OSError, RuntimeError) as error:
         cause = _unwrapped(error)
         if not isinstance(cause, (ValueError, OSError)):  # a defect, whose place the traceback tells
@@ -55,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("monai-deqkan: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +110,121 @@ def _parser() -> argparse.ArgumentParser:
     copying.add_argument("name", metavar="NAME", help="a bundle's name, see `monai-deqkan list`")
     copying.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder, which becomes the bundle")
     copying.set_defaults(run=_copy_bundle)
+
+    _add_data(commands, common)
+
+    _add_reconstruction(commands, common)
     return parser
+
+
+def _add_reconstruction(commands: Any, common: argparse.ArgumentParser) -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("folder", metavar="FOLDER", type=Path, help="fully sampled k-space files (*.h5)")
+    shared.add_argument("--masks", nargs="+", metavar="NAME", help="patterns of masks (default: random equispaced)")
+    shared.add_argument("--accelerations", nargs="+", type=float, metavar="R", help="default: 2 4 6 8 10")
+    shared.add_argument("--center-fraction", type=float, metavar="F", help="share of central lines (default: 0.32 / R)")
+    shared.add_argument("--noise", nargs="+", type=_snr, metavar="DB", help="added noise, SNR in dB, or none (default)")
+    shared.add_argument("--reference", help="rss (default) or sense")
+    shared.add_argument("--region", help="head (default) or all")
+    shared.add_argument("--phase-axis", metavar="AXIS", help="undersampled axis: last (default), first, shorter")
+    shared.add_argument("--simulated-coils", type=int, metavar="N", help="see one coil's images through N coils")
+    shared.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="score the centre, such as 320 320")
+    shared.add_argument("--slices", nargs="+", type=int, metavar="I", help="indices of slices in each file")
+    shared.add_argument("--max-slices", type=int, metavar="N", help="at most N slices, evenly spread")
+    shared.add_argument("--part", help="train, val or evaluate of a data set in parts (default: all files)")
+    shared.add_argument("--seed", type=int)
+    shared.add_argument("--device", default="cpu", help="default: cpu")
+    shared.add_argument("--quiet", action="store_true", help="no progress bar")
+    reconstruction = commands.add_parser("reconstruction", parents=[common], help="compare MRI reconstructions")
+    actions = reconstruction.add_subparsers(required=True, metavar="ACTION")
+    evaluating = actions.add_parser("evaluate", parents=[common, shared], help="score methods; goes on if cut short")
+    evaluating.add_argument(
+        "--methods", nargs="+", default=list(RIVALS), metavar="M", help=f"{', '.join(RIVALS)}, or a bundle's folder"
+    )
+    evaluating.add_argument(
+        "--weights", nargs="+", type=Path, default=[], metavar="FILE", help="files of tuned weights"
+    )
+    evaluating.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or that of the run")
+    evaluating.set_defaults(run=_evaluate_reconstructions)
+    tuning = actions.add_parser("tune", parents=[common, shared], help="choose a rival's weight against references")
+    tuning.add_argument("--method", required=True, help=f"one of {', '.join(n for n in RIVALS if RIVALS[n].search)}")
+    tuning.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new JSON file")
+    tuning.set_defaults(run=_tune_reconstruction)
+
+
+def _snr(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _suite_settings(options: argparse.Namespace) -> SuiteSettings:
+    given = {field.name: getattr(options, field.name) for field in fields(SuiteSettings)}
+    return SuiteSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _evaluate_reconstructions(options: argparse.Namespace) -> None:
+    result = evaluate_reconstructions(
+        options.folder,
+        options.out,
+        options.methods,
+        _suite_settings(options),
+        weights=options.weights,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    print(result["statement"])
+    for row in result["results"]:
+        scores = f"PSNR {row['psnr']:6.2f} dB  SSIM {row['ssim']:.3f}  NMSE {row['nmse']:.4f}  VIF {row['vif']:.3f}"
+        print(f"  {row['scenario']:20} {row['method']:16} {scores}")
+    print(f"Tables and report.html are in {options.out}.")
+
+
+def _tune_reconstruction(options: argparse.Namespace) -> None:
+    result = tune_reconstruction(
+        options.folder,
+        options.method,
+        options.out,
+        _suite_settings(options),
+        device=options.device,
+        progress=not options.quiet,
+    )
+    for entry in result["entries"]:
+        edge = " (at the edge of the search)" if entry["at_the_edge"] else ""
+        print(f"  {entry['mask']} {entry['acceleration']:g}x: {entry['weight']:g}, {entry['psnr']:.2f} dB{edge}")
+    print(f"Wrote {options.out}; give it to `reconstruction evaluate --weights`.")
+
+
+def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    text = "how to know patients: a pattern of file names, whose group in parentheses is the patient, or a CSV file"
+    shared.add_argument("--patients", metavar="P", help=text)
+    data = commands.add_parser("data", parents=[common], help="check a data set, or bring one into the layout")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    text = (
+        "unusable files, copies, leakage between parts, balance; exit status 1 if leakage or unusable files are found"
+    )
+    checking = actions.add_parser("check", parents=[common, shared], help=text, description=text)
+    checking.add_argument("folder", metavar="DIR", type=Path, help="the data set")
+    checking.add_argument("--mirrored", action="store_true", help="also find copies with left and right exchanged")
+    checking.add_argument(
+        "--min-correlation", type=float, default=0.97, metavar="R", help="of near-copies (default: 0.97)"
+    )
+    checking.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the report as text, JSON and CSV")
+    checking.set_defaults(run=_check_data)
+    text = "make train|val|test/<class>/* and a manifest from a folder per class, a CSV file, or a MedMNIST archive"
+    converting = actions.add_parser("convert", parents=[common, shared], help=text, description=text)
+    converting.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a .csv or a .npz")
+    converting.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
+    for column in fields(TableColumns):
+        converting.add_argument(
+            f"--{column.name}-column", metavar="NAME", help=f"the CSV's column of the {column.name}, if not found"
+        )
+    converting.add_argument("--images", type=Path, metavar="DIR", help="what the CSV's paths are relative to")
+    converting.add_argument("--class-names", nargs="+", metavar="NAME", help="of MedMNIST's classes 0, 1, ...")
+    converting.add_argument("--val", type=float, default=0.2, metavar="F", help="share of val, if to be drawn (0.2)")
+    converting.add_argument("--test", type=float, default=0.2, metavar="F", help="share of test, likewise (0.2)")
+    converting.add_argument("--seed", type=int, default=0, help="of the parts (0)")
+    converting.add_argument("--link", action="store_true", help="symbolic links in place of copies")
+    converting.set_defaults(run=_convert_data)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -138,6 +266,36 @@ def _print_table(title: str, rows: dict[str, str]) -> None:
 def _samples(options: argparse.Namespace) -> None:
     folder = write_sample(options.name, options.folder)
     print(f"Wrote {options.name} to {folder}; its README.md says what is real and what is simulated.")
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        check_empty_folder(options.out, "the report")  # now, not after minutes of reading
+    report = check_dataset(
+        options.folder, patients=options.patients, min_correlation=options.min_correlation, mirrored=options.mirrored
+    )
+    print(report.text())
+    if options.out is not None:
+        print(f"Wrote the report and its tables to {report.write(options.out)}.")
+    return int(report.has_errors)
+
+
+def _convert_data(options: argparse.Namespace) -> None:
+    given = {column.name: getattr(options, f"{column.name}_column") for column in fields(TableColumns)}
+    folder = convert_dataset(
+        options.source,
+        options.folder,
+        columns=TableColumns(**given) if any(given.values()) else None,
+        images_dir=options.images,
+        class_names=options.class_names,
+        patients=options.patients,
+        val_fraction=options.val,
+        test_fraction=options.test,
+        seed=options.seed,
+        link=options.link,
+    )
+    print(f"Wrote the data set to {folder}; manifest.csv lists its files. Check it:")
+    print(f"  {shlex.join([sys.executable, '-m', 'monai_deqkan', 'data', 'check', str(folder)])}")
 
 
 def _copy_bundle(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Parts of MONAI's trainers and evaluators, and what the bundles' configurations call."""
 
+from monai_deqkan.engines.attacks import attack_gradient_error, fgsm_attack, pgd_attack
 from monai_deqkan.engines.bundle import (
     check_output_folder,
     find_bundle_root,
@@ -11,23 +12,53 @@ from monai_deqkan.engines.bundle import (
     training_folder,
 )
 from monai_deqkan.engines.class_balance import balanced_sampler, class_weights, sample_weights
+from monai_deqkan.engines.corruptions import CORRUPTIONS, Corruption, corrupt
 from monai_deqkan.engines.cosine_decay import CosineDecay
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
+from monai_deqkan.engines.reconstruction_cases import SuiteSettings
+from monai_deqkan.engines.reconstruction_methods import RIVALS, Reconstruction, ReconstructionMethod, TunedWeights
+from monai_deqkan.engines.reconstruction_suite import evaluate_reconstructions
+from monai_deqkan.engines.reconstruction_tuning import tune_reconstruction
+from monai_deqkan.engines.robustness import (
+    RobustnessCell,
+    RobustnessScore,
+    attack_scores,
+    robustness_score,
+    write_robustness_report,
+)
 from monai_deqkan.engines.warmup import GradualWarmup
 
 __all__ = [
+    "CORRUPTIONS",
+    "RIVALS",
+    "Corruption",
     "CosineDecay",
     "GradualWarmup",
     "PrepareBatchKspace",
+    "Reconstruction",
+    "ReconstructionMethod",
+    "RobustnessCell",
+    "RobustnessScore",
+    "SuiteSettings",
+    "TunedWeights",
+    "attack_gradient_error",
+    "attack_scores",
     "balanced_sampler",
     "check_output_folder",
     "class_weights",
+    "corrupt",
+    "evaluate_reconstructions",
+    "fgsm_attack",
     "find_bundle_root",
     "free_folder",
     "latest_checkpoint",
     "load_task",
     "load_weights",
+    "pgd_attack",
+    "robustness_score",
     "sample_weights",
     "start_training",
     "training_folder",
+    "tune_reconstruction",
+    "write_robustness_report",
 ]

@@ -1,25 +1,43 @@
 """Pictures and the report."""
 
-from monai_deqkan.visualize.classification import plot_confusion_matrix, plot_image_grid, plot_roc
+from monai_deqkan.visualize.classification import (
+    plot_confusion_matrix,
+    plot_image_grid,
+    plot_precision_recall,
+    plot_roc,
+)
 from monai_deqkan.visualize.convergence import plot_residuals
+from monai_deqkan.visualize.embedding import embed_features, plot_embedding
 from monai_deqkan.visualize.kan_curves import plot_kan_curves, plot_kan_layer
 from monai_deqkan.visualize.kan_table import write_edge_table
 from monai_deqkan.visualize.learning import plot_bars, plot_learning_curves
 from monai_deqkan.visualize.reconstruction import plot_reconstruction
+from monai_deqkan.visualize.reconstruction_suite import plot_reconstruction_curves, reconstruction_suite_report
+from monai_deqkan.visualize.reliability import plot_reliability
 from monai_deqkan.visualize.report import Report
+from monai_deqkan.visualize.robustness import plot_robustness
+from monai_deqkan.visualize.saliency import overlay_saliency
 from monai_deqkan.visualize.segmentation import plot_segmentation
 
 __all__ = [
     "Report",
+    "embed_features",
+    "overlay_saliency",
     "plot_bars",
     "plot_confusion_matrix",
+    "plot_embedding",
     "plot_image_grid",
     "plot_kan_curves",
     "plot_kan_layer",
     "plot_learning_curves",
+    "plot_precision_recall",
     "plot_reconstruction",
+    "plot_reconstruction_curves",
+    "plot_reliability",
     "plot_residuals",
+    "plot_robustness",
     "plot_roc",
     "plot_segmentation",
+    "reconstruction_suite_report",
     "write_edge_table",
 ]
