@@ -233,8 +233,8 @@ def test_longer_training_after_resume_has_the_learning_rates_of_its_new_length(m
     rates = []
     trainer.add_event_handler(Events.EPOCH_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
     workflow.run()
-    # Epochs 2 to 4 of 4: the cosine at 1/4, 2/4 and 3/4 of its fall.
-    factors = [0.02 + 0.98 * (1 + math.cos(math.pi * t / 4)) / 2 for t in (1, 2, 3)]
+    # Epochs 2 to 4 of 4: the end of the rise over two epochs, then the cosine at the start and half of its fall.
+    factors = [2 / 3, *(0.02 + 0.98 * (1 + math.cos(math.pi * t / 2)) / 2 for t in (0, 1))]
     assert rates == pytest.approx([1e-3 * factor for factor in factors])
 
 
