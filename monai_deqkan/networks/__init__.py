@@ -10,18 +10,21 @@ from monai_deqkan.networks.certificate import (
 )
 from monai_deqkan.networks.convert import KANReplacement, kan_convolutions, to_kan
 from monai_deqkan.networks.export import export_error, prepare_for_export
+from monai_deqkan.networks.margin import MarginBound, margin_bound
 
 __all__ = [
     "Certificate",
     "CertificateError",
     "ContractionWarning",
     "KANReplacement",
+    "MarginBound",
     "blocks",
     "certify",
     "check_contraction",
     "export_error",
     "kan_convolutions",
     "layers",
+    "margin_bound",
     "nets",
     "prepare_for_export",
     "to_kan",
