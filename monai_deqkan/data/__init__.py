@@ -1,6 +1,9 @@
 """Data sets: samples, folders, fastMRI files; and the bundles that come with the package."""
 
 from monai_deqkan.data.bundles import bundle_folder, bundle_metadata, bundle_names, copy_bundle
+from monai_deqkan.data.check import check_dataset
+from monai_deqkan.data.convert import convert_dataset
+from monai_deqkan.data.data_report import DataReport, FilePair, Finding
 from monai_deqkan.data.fastmri import find_kspace_files, kspace_items, kspace_slices, parse_slices, write_kspace
 from monai_deqkan.data.folders import (
     class_names,
@@ -15,17 +18,24 @@ from monai_deqkan.data.multislice import KspaceSliceDataset, collate_kspace
 from monai_deqkan.data.samples import SAMPLES, write_sample
 from monai_deqkan.data.simulate import simulate_kspace_folder
 from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
+from monai_deqkan.data.tables import TableColumns
 
 __all__ = [
     "SAMPLES",
+    "DataReport",
+    "FilePair",
+    "Finding",
     "KspaceFile",
     "KspaceSliceDataset",
+    "TableColumns",
     "bundle_folder",
     "bundle_metadata",
     "bundle_names",
+    "check_dataset",
     "class_names",
     "classification_items",
     "collate_kspace",
+    "convert_dataset",
     "copy_bundle",
     "describe_kspace_files",
     "find_kspace_files",
