@@ -24,6 +24,7 @@ from monai_deqkan.data import (
     check_dataset,
     convert_dataset,
     copy_bundle,
+    simulate_kspace_folder,
     write_sample,
 )
 from monai_deqkan.demo import run_demo
@@ -225,6 +226,15 @@ def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
     converting.add_argument("--seed", type=int, default=0, help="of the parts (0)")
     converting.add_argument("--link", action="store_true", help="symbolic links in place of copies")
     converting.set_defaults(run=_convert_data)
+    text = "make k-space files from images or volumes: smooth phase, smooth coil maps, noise; labelled as simulated"
+    simulating = actions.add_parser("simulate", parents=[common], help=text, description=text)
+    simulating.add_argument("source", metavar="SOURCE", type=Path, help="a folder of images; its folders are kept")
+    simulating.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
+    simulating.add_argument("--coils", type=int, default=8, metavar="N", help="number of coils (8)")
+    simulating.add_argument("--snr", type=float, default=30.0, metavar="DB", help="signal-to-noise ratio in dB (30)")
+    simulating.add_argument("--slices", metavar="S", help="slices of volumes, such as 11-27 (default: all)")
+    simulating.add_argument("--seed", type=int, default=0, help="of phase, coils and noise (0)")
+    simulating.set_defaults(run=_simulate_data)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -232,6 +242,18 @@ def _unwrapped(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _simulate_data(options: argparse.Namespace) -> None:
+    written = simulate_kspace_folder(
+        options.source,
+        options.folder,
+        num_coils=options.coils,
+        snr_db=options.snr,
+        slices=options.slices,
+        seed=options.seed,
+    )
+    print(f"Wrote {len(written)} k-space files to {options.folder}, simulated; its README.md says how.")
 
 
 def _demo(options: argparse.Namespace) -> None:
