@@ -15,6 +15,7 @@ from monai_deqkan.data.folders import (
 )
 from monai_deqkan.data.kspace_index import KspaceFile, describe_kspace_files
 from monai_deqkan.data.multislice import KspaceSliceDataset, collate_kspace
+from monai_deqkan.data.readable import ReadableImages, readable_images
 from monai_deqkan.data.samples import SAMPLES, write_sample
 from monai_deqkan.data.simulate import simulate_kspace_folder
 from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
@@ -27,6 +28,7 @@ __all__ = [
     "Finding",
     "KspaceFile",
     "KspaceSliceDataset",
+    "ReadableImages",
     "TableColumns",
     "bundle_folder",
     "bundle_metadata",
@@ -48,6 +50,7 @@ __all__ = [
     "mask_values",
     "parse_slices",
     "patients_of",
+    "readable_images",
     "segmentation_items",
     "simulate_kspace_folder",
     "write_kspace",

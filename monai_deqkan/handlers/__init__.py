@@ -1,6 +1,8 @@
 """Ignite handlers."""
 
 from monai_deqkan.handlers.best_model import BestModelSaver
+from monai_deqkan.handlers.calibration import ClassificationCalibration
+from monai_deqkan.handlers.classification_report import ClassificationReport
 from monai_deqkan.handlers.convergence_guard import ConvergenceGuard
 from monai_deqkan.handlers.early_stop import ResumableEarlyStop
 from monai_deqkan.handlers.gradient_clipper import GradientClipper
@@ -10,10 +12,13 @@ from monai_deqkan.handlers.kan_grid import KANGridHandler
 from monai_deqkan.handlers.metrics_writer import MetricsWriter
 from monai_deqkan.handlers.probability_table import ProbabilityTable
 from monai_deqkan.handlers.reconstruction_writer import ReconstructionWriter
+from monai_deqkan.handlers.saliency import SaliencyWriter
 from monai_deqkan.handlers.solve_stats import SolveStatsHandler
 
 __all__ = [
     "BestModelSaver",
+    "ClassificationCalibration",
+    "ClassificationReport",
     "ConvergenceGuard",
     "GradientClipper",
     "HistoryWriter",
@@ -23,5 +28,6 @@ __all__ = [
     "ProbabilityTable",
     "ReconstructionWriter",
     "ResumableEarlyStop",
+    "SaliencyWriter",
     "SolveStatsHandler",
 ]

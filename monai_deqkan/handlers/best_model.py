@@ -56,16 +56,23 @@ class BestModelSaver:
         if not value > self.best:
             return
         self.best = value
-        network = _unwrapped(self.network)
+        network = unwrapped(self.network)
         record = {**self.task, "key_metric": {"name": name, "value": value}, "epoch": int(engine.state.epoch)}
         self.save_dir.mkdir(parents=True, exist_ok=True)
-        weights, info = self.save_dir / "model.pt", self.save_dir / "model.json"
+        weights = self.save_dir / "model.pt"
         torch.save(network.state_dict(), weights.with_suffix(".pt.part"))
-        info.with_suffix(".json.part").write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(info.with_suffix(".json.part"), info)
+        replace_json(self.save_dir / "model.json", record)
         os.replace(weights.with_suffix(".pt.part"), weights)
         self.logger.info("Saved the best model so far (%s %.4f) to %s.", name, value, weights)
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def replace_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step: a kill leaves the older one intact."""
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside a ``DistributedDataParallel`` wrapper, or the network itself."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_dice
 from torch import Tensor
+
+from monai_deqkan.handlers.table import image_name, write_table
 
 __all__ = ["ImageTable"]
 
@@ -44,15 +45,11 @@ class ImageTable:
     def _collect(self, engine: Any) -> None:
         for sample in engine.state.output:
             dice = compute_dice(_batch(sample["pred"]), _batch(sample["label"]), include_background=False)[0].tolist()
-            name = os.path.relpath(sample["image"].meta["filename_or_obj"], self.dataset_dir)
+            name = image_name(sample, self.dataset_dir)
             self.rows.append([name, *("" if value != value else f"{value:.4f}" for value in dice)])
 
     def _write(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", *(f"dice_{name}" for name in self.columns)])
-            writer.writerows(self.rows)
+        write_table(self.path, ["image", *(f"dice_{name}" for name in self.columns)], self.rows)
 
 
 def _batch(mask: Tensor) -> Tensor:

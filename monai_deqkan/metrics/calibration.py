@@ -23,12 +23,12 @@ class ReliabilityBins(NamedTuple):
     Attributes:
         confidence: mean probability of each bin.
         frequency: share of the bin's cases in which what was predicted is true.
-        count: number of cases of each bin.
+        num_cases: number of cases of each bin.
     """
 
     confidence: NDArray[np.float64]
     frequency: NDArray[np.float64]
-    count: NDArray[np.int64]
+    num_cases: NDArray[np.int64]
 
 
 def labels_and_probabilities(
@@ -86,7 +86,7 @@ def reliability_bins(
 
     Example:
         >>> bins = reliability_bins([0, 1, 1], [[0.8, 0.2], [0.4, 0.6], [0.1, 0.9]], num_bins=2)
-        >>> bins.count.tolist(), bins.frequency.tolist()
+        >>> bins.num_cases.tolist(), bins.frequency.tolist()
         ([1, 2], [0.0, 1.0])
     """
     truth, table = labels_and_probabilities(labels, probabilities)
@@ -120,9 +120,9 @@ def expected_calibration_error(
         C. Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3.
     """
     bins = reliability_bins(labels, probabilities, num_bins)
-    filled = bins.count > 0
+    filled = bins.num_cases > 0
     gaps = np.abs(bins.frequency - bins.confidence)[filled]
-    return float((gaps * bins.count[filled]).sum() / bins.count.sum())
+    return float((gaps * bins.num_cases[filled]).sum() / bins.num_cases.sum())
 
 
 def fit_temperature(
@@ -168,9 +168,7 @@ def fit_temperature(
     return float(math.exp(found.x))
 
 
-def choose_threshold(
-    labels: ArrayLike | Tensor, probabilities: ArrayLike | Tensor, *, prior_count: float = 20
-) -> float:
+def choose_threshold(labels: ArrayLike | Tensor, probabilities: ArrayLike | Tensor, *, prior_count: float = 5) -> float:
     """Choose the probability of the second of two classes from which on it is to be predicted.
 
     It is the threshold of the best balanced accuracy (mean of sensitivity and specificity), of several equally good

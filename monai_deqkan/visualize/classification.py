@@ -1,9 +1,9 @@
-"""Figures of classifiers: ROC curves, confusion matrix, example cases."""
+"""Figures of classifiers: ROC and precision-recall curves, confusion matrix, example cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_deqkan._checks import check_int
+from monai_deqkan.metrics.classification import stratified_resamples
 from monai_deqkan.visualize.learning import (
     COLORS,
     MUTED,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_confusion_matrix", "plot_image_grid", "plot_roc"]
+__all__ = ["plot_confusion_matrix", "plot_image_grid", "plot_precision_recall", "plot_roc"]
 
 
 def plot_roc(
@@ -36,6 +37,7 @@ def plot_roc(
     class_names: Sequence[str],
     baselines: Mapping[str, ArrayLike | Tensor] | None = None,
     *,
+    num_resamples: int = 0,
     title: str = "ROC curves",
 ) -> Figure:
     """Draw receiver operating characteristics, with the area under each curve (AUC) in the legend.
@@ -49,6 +51,8 @@ def plot_roc(
             ``(N, 1)`` for class 1.
         class_names: ``C`` names.
         baselines: scores of other methods by name, drawn dashed.
+        num_resamples: number of resamples of a 95 % confidence band around the curves that are not baselines; 0 for
+            none. The band is pointwise, from the bootstrap stratified by class.
         title: title of the figure.
 
     Returns:
@@ -68,6 +72,7 @@ def plot_roc(
         if name in methods:
             raise ValueError(f"A baseline must not be called {name!r}: the legend uses that name. Choose another.")
         methods[name] = _as_scores(f"baselines[{name!r}]", baseline, len(truth), len(class_names))
+    check_int("num_resamples", num_resamples, minimum=0)
     figure, axes = new_figure(1, 1, 5.4, title)
     panel = axes[0, 0]
     classes = [1] if len(class_names) == 2 else range(len(class_names))
@@ -80,6 +85,8 @@ def plot_roc(
             color = COLORS[(method if len(class_names) == 2 else index) % len(COLORS)]
             style = ("-", "--", ":", "-.")[min(method, 3)]
             panel.plot(false_rate, true_rate, style, color=color, linewidth=2, label=plain_text(f"{name}: {value}"))
+            if method == 0 and num_resamples and len(false_rate):
+                _draw_band(panel, _roc_steps, positive, methods[table][:, index], num_resamples, color)
     panel.plot([0, 1], [0, 1], color=MUTED, linewidth=1, label="chance: AUC 0.500")
     counts = ", ".join(f"{int((truth == index).sum())} {name}" for index, name in enumerate(class_names))
     what = f"{class_names[1]} against {class_names[0]}" if len(class_names) == 2 else "each class against the rest"
@@ -125,6 +132,90 @@ def _roc_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
     true_rate, false_rate = np.append(0.0, true_rate), np.append(0.0, false_rate)
     area = float(np.sum(np.diff(false_rate) * (true_rate[1:] + true_rate[:-1]) / 2))
     return false_rate, true_rate, area
+
+
+def _roc_steps(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Return the true positive rate at the false positive rates of ``grid``."""
+    false_rate, true_rate, _ = _roc_curve(positive, scores)
+    return np.interp(grid, false_rate, true_rate)
+
+
+def _precision_steps(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Return the precision at the recalls of ``grid``: that of the first threshold that reaches each."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    return precision[::-1][np.searchsorted(recall[::-1], grid - 1e-12)]
+
+
+def _draw_band(
+    panel: Axes,
+    curve: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    positive: np.ndarray,
+    scores: np.ndarray,
+    num_resamples: int,
+    color: str,
+) -> None:
+    grid = np.linspace(0, 1, 201)
+    draws = [curve(positive[rows], scores[rows], grid) for rows in stratified_resamples(positive, num_resamples)]
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    panel.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def plot_precision_recall(
+    labels: ArrayLike | Tensor,
+    scores: ArrayLike | Tensor,
+    class_names: Sequence[str],
+    *,
+    num_resamples: int = 0,
+    title: str = "Precision-recall curves",
+) -> Figure:
+    """Draw precision against recall, with the average precision (AP) in the legend.
+
+    With two classes there is one curve, for class 1; with more, one for each class against the rest. A dotted line
+    at the share of each class is what chance would give. A class without an image, or with all of them, has no curve.
+
+    Args:
+        labels: true classes, integers from 0, shape ``(N,)``.
+        scores: as in :func:`plot_roc`.
+        class_names: ``C`` names.
+        num_resamples: number of resamples of a pointwise 95 % confidence band; 0 for none.
+        title: title of the figure.
+
+    Returns:
+        Figure, 900 pixels wide at 100 dpi.
+
+    Raises:
+        ValueError: if lengths do not fit together, labels are no classes, or scores are not finite.
+
+    Example:
+        >>> figure = plot_precision_recall([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], ["healthy", "lesion"])
+        >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+        'lesion: AP 0.833'
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    truth = _as_classes("labels", labels, class_names)
+    table = _as_scores("scores", scores, len(truth), len(class_names))
+    check_int("num_resamples", num_resamples, minimum=0)
+    figure, axes = new_figure(1, 1, 5.4, title)
+    panel = axes[0, 0]
+    for index in [1] if len(class_names) == 2 else range(len(class_names)):
+        positive, color = truth == index, COLORS[0 if len(class_names) == 2 else index % len(COLORS)]
+        if positive.all() or not positive.any():
+            panel.plot([], [], color=color, label=plain_text(f"{class_names[index]}: AP undefined"))
+            continue
+        precision, recall, _ = precision_recall_curve(positive, table[:, index])
+        area = average_precision_score(positive, table[:, index])
+        label = plain_text(f"{class_names[index]}: AP {area:.3f}")
+        panel.step(recall, precision, where="post", color=color, linewidth=2, label=label)
+        panel.axhline(positive.mean(), color=color, linestyle=":", linewidth=1)
+        if num_resamples:
+            _draw_band(panel, _precision_steps, positive, table[:, index], num_resamples, color)
+    style_axes(panel, "dotted: the share of the class, which chance would reach", "recall (sensitivity)", "precision")
+    panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    panel.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return figure
 
 
 def plot_confusion_matrix(

@@ -3,9 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-from monai_deqkan.visualize import plot_confusion_matrix, plot_image_grid, plot_roc
+from monai_deqkan.visualize import plot_confusion_matrix, plot_image_grid, plot_precision_recall, plot_roc
 
 
 def _legend(figure):
@@ -114,3 +120,34 @@ def test_grid_shows_each_image_upright_with_its_verdict():
 def test_grid_rejects_bad_input(images, titles, error, match):
     with pytest.raises(error, match=match):
         plot_image_grid(images, titles)
+
+
+def test_precision_recall_matches_sklearn_and_its_band_holds_the_curve():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 60)
+    scores = np.round(labels + rng.normal(0, 1, 60), 1)
+    figure = plot_precision_recall(labels, scores, ["healthy", "lesion"], num_resamples=50)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), recall)
+    np.testing.assert_allclose(line.get_ydata(), precision)
+    assert _legend(figure) == [f"lesion: AP {average_precision_score(labels, scores):.3f}"]
+    assert figure.axes[0].lines[1].get_ydata()[0] == pytest.approx(labels.mean())
+    assert len(figure.axes[0].collections) == 1
+
+
+def test_bands_are_narrow_where_there_are_many_cases_and_wide_where_there_are_few():
+    rng = np.random.default_rng(4)
+    areas = []
+    for count in (40, 4000):
+        labels = np.repeat([0, 1], count // 2)
+        figure = plot_roc(labels, labels + rng.normal(0, 1, count), ["healthy", "lesion"], num_resamples=40)
+        (band,) = figure.axes[0].collections
+        corners = band.get_paths()[0].vertices
+        x, y = corners.T
+        areas.append(abs(np.sum(x[1:] * y[:-1] - x[:-1] * y[1:])) / 2)
+    assert areas[0] > 5 * areas[1] > 0
+
+
+def test_precision_recall_of_a_single_class_is_undefined_not_an_error():
+    assert _legend(plot_precision_recall([1, 1], [0.1, 0.5], ["a", "b"], num_resamples=5)) == ["b: AP undefined"]
