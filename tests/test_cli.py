@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import monai_deqkan
 from monai_deqkan import cli
@@ -119,6 +121,50 @@ def test_demo_knows_its_tasks(told: Any, tmp_path: Path) -> None:
     assert status == 2
     assert "Did you mean 'segmentation'?" in errors
     assert not (tmp_path / "new").exists()
+
+
+def save_images(folder: Path, count: int, first: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        pixels = np.random.default_rng(first + index).integers(0, 256, (40, 32), np.uint8)
+        Image.fromarray(pixels).save(folder / f"p{index // 2}_{index}.png")
+
+
+def test_data_are_converted_and_checked(told: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(("sick", "well")):
+        save_images(tmp_path / "source" / name, 20, 100 * number)
+    words = ("--patients", r"^p(\d+)", "--val", "0.1", "--test", "0.3", "--link")
+    status, output, _ = told("data", "convert", tmp_path / "source", tmp_path / "new data", *words)
+    assert status == 0
+    assert f"-m monai_deqkan data check '{tmp_path / 'new data'}'" in output
+    assert sum(1 for _ in (tmp_path / "new data").rglob("*.png")) == 40
+    status, output, _ = told(
+        "data", "check", tmp_path / "new data", "--patients", r"^p(\d+)", "--out", tmp_path / "out"
+    )
+    assert (status, "There are 10 patients." in output) == (0, True)
+    file = next((tmp_path / "new data" / "train" / "sick").iterdir())
+    (tmp_path / "new data" / "val" / "well" / "copy.png").write_bytes(file.read_bytes())
+    status, output, errors = told("data", "check", tmp_path / "new data")
+    assert (status, errors) == (1, "")
+    assert "1 pairs of exact copies lie in different parts" in output
+    status, _, errors = told("data", "check", tmp_path / "new data", "--out", tmp_path / "out")
+    assert status == 2
+    assert "already holds files" in errors
+
+
+def test_columns_of_a_table_are_told(told: Any, tmp_path: Path) -> None:
+    save_images(tmp_path / "pictures", 8)
+    lines = [f"p{index // 2}_{index},{'ab'[index % 2]},train" for index in range(8)]
+    (tmp_path / "list.csv").write_text("\n".join(["who,what,when", *lines]))
+    words = ("data", "convert", tmp_path / "list.csv", tmp_path / "out", "--images", tmp_path / "pictures")
+    status, _, errors = told(*words, "--file-column", "who", "--label-column", "wat")
+    assert status == 2
+    assert "Did you mean 'what'?" in errors
+    columns = ("--file-column", "who", "--label-column", "what", "--part-column", "when")
+    assert told(*words, *columns)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "train" / "a").iterdir()) == [
+        f"p{index // 2}_{index}.png" for index in range(0, 8, 2)
+    ]
 
 
 def test_our_message_is_told_from_inside_monais(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
