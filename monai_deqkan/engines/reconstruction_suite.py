@@ -197,7 +197,7 @@ def _run_group(
         content = {
             "rows": rows[name],
             "volume": volume,
-            "peak_memory_mib": memory[name],
+            "peak_memory_mib": memory.get(name),
             "example_row": len(items) // 2,
         }
         _write(target, json.dumps(content))
