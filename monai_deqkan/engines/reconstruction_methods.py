@@ -89,8 +89,8 @@ def _wavelet(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float, max_iter
 RIVALS: Mapping[str, ReconstructionMethod] = {
     "zero_filled": ReconstructionMethod("zero_filled", _zero_filled),
     "cg_sense": ReconstructionMethod("cg_sense", _cg_sense, 8, (1, 30), whole=True),
-    "tv": ReconstructionMethod("tv", _tv, 5e-3, (3e-4, 0.1), brief=partial(_tv, max_iter=3)),
-    "wavelet": ReconstructionMethod("wavelet", _wavelet, 3e-3, (3e-4, 0.1), brief=partial(_wavelet, max_iter=3)),
+    "tv": ReconstructionMethod("tv", _tv, 1e-2, (3e-4, 0.1), brief=partial(_tv, max_iter=3)),
+    "wavelet": ReconstructionMethod("wavelet", _wavelet, 5e-3, (3e-4, 0.1), brief=partial(_wavelet, max_iter=3)),
 }
 """The methods without learning: zero-filled SENSE, CG-SENSE (its weight is the number of iterations), TV, wavelet."""
 
