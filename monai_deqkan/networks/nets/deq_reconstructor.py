@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,13 @@ from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ReconstructionCe
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.dncnn import DnCNN
-from monai_deqkan.operators import MRIOperator
+from monai_deqkan.operators import MRIOperator, espirit_maps, estimate_sensitivity_maps
 from monai_deqkan.solvers import FixedPointSolver
 from monai_deqkan.variational import cg_sense
 
 __all__ = ["DEQReconstructor"]
+
+_ESTIMATES: dict[str, Callable[..., Tensor]] = {"low_frequency": estimate_sensitivity_maps, "espirit": espirit_maps}
 
 
 class DEQReconstructor(nn.Module):
@@ -44,6 +47,10 @@ class DEQReconstructor(nn.Module):
         num_cg_steps: iterations of the CG-SENSE reconstruction it starts from, at least 1.
         solver: fixed-point solver, by name, ``(name, settings)`` or object.
         adjoint: how gradients get through the solve, in the same three ways.
+        sensitivity: how coil maps are estimated where none are given: ``"low_frequency"``
+            (:func:`~monai_deqkan.operators.estimate_sensitivity_maps`), ``"espirit"``
+            (:func:`~monai_deqkan.operators.espirit_maps`; slower, better at 8x), or a module called with k-space and
+            mask, such as a trained :class:`SensitivityNet`: it is not trained along, its weights are set constant.
 
     Raises:
         ValueError: for a number or name out of range, or a prior without a certified constant.
@@ -69,6 +76,7 @@ class DEQReconstructor(nn.Module):
         num_cg_steps: int = 8,
         solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = ("anderson", {"rtol": 1e-3}),
         adjoint: str | tuple[str, dict[str, Any]] | Adjoint = "implicit",
+        sensitivity: str | nn.Module = "low_frequency",
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
@@ -77,6 +85,11 @@ class DEQReconstructor(nn.Module):
             prior = _prior(prior, spatial_dims, num_layers, features)
         elif num_layers is not None or features is not None:
             raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
+        self.sensitivity = sensitivity if isinstance(sensitivity, nn.Module) else None
+        if isinstance(sensitivity, nn.Module):
+            sensitivity.requires_grad_(False)
+        else:
+            self._estimate = _ESTIMATES[check_choice("sensitivity", sensitivity, _ESTIMATES)]
         self.equilibrium = DEQLayer(ReconstructionCell(prior, contraction=contraction), solver, adjoint)
 
     def forward(self, kspace: Tensor, mask: Tensor | None = None, sensitivity_maps: Tensor | None = None) -> Tensor:
@@ -88,7 +101,7 @@ class DEQReconstructor(nn.Module):
             mask: where it was measured, shape ``(B, K, *space)`` with any axis of size one; by default inferred from
                 the columns of k-space that are not zero.
             sensitivity_maps: complex ``(B, K, *space)``, constants like the k-space: no gradient flows to them; by
-                default estimated from the centre of k-space.
+                default estimated from the centre of k-space, as ``sensitivity`` says.
 
         Returns:
             The complex image as two channels ``(B, 2, *space)``: real part, imaginary part.
@@ -105,12 +118,19 @@ class DEQReconstructor(nn.Module):
         with torch.no_grad(), torch.autocast(kspace.device.type, enabled=False):
             if sensitivity_maps is not None:
                 sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").detach().to(kspace.dtype)
+            else:
+                sensitivity_maps = self._estimated_maps(kspace, mask)
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
             unit = brightness(reference)
             measurement = Measurement.of(operator, kspace / unit)
         image = cast(Tensor, self.equilibrium((measurement, reference / unit))) * unit
         return image if meta is None else cast(Tensor, MetaTensor(image).copy_meta_from(meta))
+
+    def _estimated_maps(self, kspace: Tensor, mask: Tensor | None) -> Tensor:
+        if self.sensitivity is None:
+            return self._estimate(kspace, mask, spatial_dims=self.spatial_dims)
+        return cast(Tensor, self.sensitivity(kspace, mask)).detach().to(kspace.dtype)
 
     def _checked(self, kspace: Tensor) -> Tensor:
         kspace = as_complex(check_tensor("kspace", kspace).as_subclass(Tensor))

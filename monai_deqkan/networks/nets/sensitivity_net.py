@@ -36,7 +36,7 @@ class SensitivityNet(nn.Module):
         start: the estimate :math:`S^0`: ``"espirit"`` (:func:`~monai_deqkan.operators.espirit_maps`) or
             ``"low_frequency"`` (:func:`~monai_deqkan.operators.estimate_sensitivity_maps`).
         grid_size: points of the coarse grid per axis, a multiple of ``2 ** (len(channels) - 1)`` and at least twice
-            that; None is 64 in 2-D and 32 in 3-D.
+            that; None is 48 in 2-D and 32 in 3-D.
         max_center_lines: upper limit of the central block, in lines per axis.
 
     Raises:
@@ -66,7 +66,7 @@ class SensitivityNet(nn.Module):
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.start = check_choice("start", start, _ESTIMATES)
         self.max_center_lines = check_int("max_center_lines", max_center_lines)
-        self.grid_size = check_int("grid_size", (64 if spatial_dims == 2 else 32) if grid_size is None else grid_size)
+        self.grid_size = check_int("grid_size", (48 if spatial_dims == 2 else 32) if grid_size is None else grid_size)
         halvings = len(channels) - 1
         if halvings < 1:
             raise ValueError(f"`channels` must name at least two levels; got {tuple(channels)}.")

@@ -6,8 +6,8 @@ import torch
 
 from monai_deqkan.adjoints import ImplicitAdjoint, UnrolledAdjoint
 from monai_deqkan.networks.layers import remove_spectral_norm
-from monai_deqkan.networks.nets import DEQReconstructor, DnCNN
-from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
+from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, SensitivityNet
+from monai_deqkan.operators import equispaced_mask, espirit_maps, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 from monai_deqkan.variational import cg_sense
 
@@ -135,6 +135,22 @@ def test_single_coil_without_maps():
     zero_filled = torch.fft.fftshift(torch.fft.ifft2(zero_filled, norm="ortho"), dim=(-2, -1)).abs()
     # Nothing fills the gaps of one coil without training; nothing gets lost either.
     assert distance(magnitude(output), image.abs()) < 1.1 * distance(zero_filled, image.abs())
+
+
+def test_maps_are_estimated_as_told():
+    kspace, mask, maps, _ = scene()
+    learned = SensitivityNet(2, channels=(4, 8), grid_size=16)
+    torch.nn.init.normal_(learned.head.weight, std=0.3)
+    for sensitivity, estimate in (("espirit", espirit_maps), (learned, learned)):
+        network = small(sensitivity=sensitivity)
+        assert torch.equal(network(kspace, mask), network(kspace, mask, estimate(kspace, mask)))
+        assert not torch.equal(network(kspace, mask), small()(kspace, mask))
+        assert torch.equal(network(kspace, mask, maps), small()(kspace, mask, maps))
+    network(kspace, mask).sum().backward()
+    assert all(parameter.grad is None for parameter in learned.parameters())
+    assert "sensitivity.head.weight" in network.state_dict()
+    with pytest.raises(ValueError, match="Did you mean 'espirit'"):
+        small(sensitivity="espirrit")
 
 
 def test_more_trust_in_the_data_comes_nearer_to_the_measured_kspace():
