@@ -54,7 +54,7 @@ def plot_robustness(
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure, axes = new_figure(rows, columns, 2.7 * rows + 0.8, title, sharex=True, sharey=True)
-    for panel, name in zip(axes.flat, names, strict=False):
+    for position, (panel, name) in enumerate(zip(axes.flat, names, strict=False)):
         for index, (network, panels) in enumerate(curves.items()):
             if name not in panels:
                 continue
@@ -64,11 +64,13 @@ def plot_robustness(
             label = plain_text(f"{network} ({len(values)} seed{'s' * (len(values) > 1)})")
             panel.plot(severities, values.mean(0), style, color=color, marker="o", markersize=4, label=label)
             panel.fill_between(severities, values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0)
-        style_axes(panel, name.replace("_", " "))
+        is_lowest = position + columns >= len(names)
+        style_axes(
+            panel, name.replace("_", " "), x_label if is_lowest else "", value_name if position % columns == 0 else ""
+        )
+        panel.tick_params(labelbottom=is_lowest)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     hide_unused(axes, len(names))
-    figure.supxlabel(plain_text(x_label), fontsize=10)
-    figure.supylabel(plain_text(value_name), fontsize=10)
     labels = {text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
