@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from copy import copy
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_spatial_dims, check_tensor
+from monai_deqkan._checks import check_finite, check_spatial_dims, check_tensor
 from monai_deqkan.operators.base import LinearOperator
-from monai_deqkan.operators.coils import CoilOperator
-from monai_deqkan.operators.fourier import FourierOperator
+from monai_deqkan.operators.coils import CoilOperator, combine_coils, spread_to_coils
+from monai_deqkan.operators.fourier import centering_weights
 from monai_deqkan.operators.sampling import SamplingOperator, infer_mask
 from monai_deqkan.operators.sensitivity import estimate_sensitivity_maps
 
 __all__ = ["MRIOperator"]
+
+# A quarter of the coils, on a CPU no more than fit its cache, goes through all steps before the next: little memory.
+_GROUP_BYTES = 2**20
 
 
 class MRIOperator(LinearOperator):
@@ -20,10 +28,18 @@ class MRIOperator(LinearOperator):
 
     .. math:: A = M F S, \qquad A^H = S^H F^H M
 
+    With several map sets (soft SENSE, for fields of view in which the object wraps around) an image has one part per
+    set, ``(B, M, *space)``, and :math:`S` sums over them, see :class:`CoilOperator`.
+
     Args:
         mask: bool or real, shape ``(B, K, *space)``, where every axis may also have size one.
-        sensitivity_maps: complex, shape ``(B or 1, K, *space)``; None is a single coil with :math:`S = 1`.
+        sensitivity_maps: complex, shape ``(B or 1, K, *space)``, or ``(B or 1, M, K, *space)`` with map sets; None is a
+            single coil with :math:`S = 1`.
         spatial_dims: number of spatial axes, 2 or 3.
+
+    Raises:
+        TypeError: if the mask is complex, or the maps are not.
+        ValueError: if ranks or sizes do not fit, or the mask keeps nothing of a sample.
 
     Example:
         >>> operator = MRIOperator(torch.ones(1, 1, 1, 6), spatial_dims=2)
@@ -33,19 +49,32 @@ class MRIOperator(LinearOperator):
 
     def __init__(self, mask: Tensor, sensitivity_maps: Tensor | None = None, *, spatial_dims: int = 2) -> None:
         self.spatial_dims = check_spatial_dims(spatial_dims)
+        self._axes = tuple(range(-self.spatial_dims, 0))
         rank = self.spatial_dims + 2
+        if check_tensor("mask", mask).ndim != rank:
+            raise ValueError(
+                f"`mask` must have {rank} axes (B, K, *space) for {spatial_dims} spatial dimensions; got shape "
+                f"{tuple(mask.shape)}. Add the missing axes with size 1."
+            )
         if sensitivity_maps is None:
-            dtype, device = torch.complex64, check_tensor("mask", mask).device
-            sensitivity_maps = torch.ones((1,) * rank, dtype=dtype, device=device)
-        for name, value in (("mask", mask), ("sensitivity_maps", sensitivity_maps)):
-            if check_tensor(name, value).ndim != rank:
-                raise ValueError(
-                    f"`{name}` must have {rank} axes (B, K, *space) for {spatial_dims} spatial dimensions; got shape "
-                    f"{tuple(value.shape)}. Add the missing axes with size 1."
-                )
+            sensitivity_maps = torch.ones((1,) * rank, dtype=torch.complex64, device=mask.device)
+        if check_tensor("sensitivity_maps", sensitivity_maps).ndim not in (rank, rank + 1):
+            raise ValueError(
+                f"`sensitivity_maps` must have {rank} axes (B, K, *space) for {spatial_dims} spatial dimensions, or "
+                f"{rank + 1} with map sets (B, M, K, *space); got shape {tuple(sensitivity_maps.shape)}. Add the "
+                "missing axes with size 1."
+            )
         self._sampling = SamplingOperator(mask)
-        self._fourier = FourierOperator(self.spatial_dims)
-        self._coils = CoilOperator(sensitivity_maps)
+        self._coils = CoilOperator(sensitivity_maps, spatial_dims=self.spatial_dims)
+        batch, _, *rest = self._coils.sets.shape
+        if any(m != n and 1 not in (m, n) for m, n in zip(mask.shape, (batch, *rest), strict=True)):
+            raise ValueError(
+                f"`mask` of shape {tuple(mask.shape)} and `sensitivity_maps` of shape {tuple(sensitivity_maps.shape)} "
+                "must agree in batch, coils and space where neither has size 1. Crop or pad neither: take those of "
+                "the same scan."
+            )
+        space = torch.broadcast_shapes(mask.shape[2:], tuple(rest[1:]))
+        self._made_weights = centering_weights(space, sensitivity_maps.dtype, sensitivity_maps.device)
 
     @classmethod
     def from_kspace(
@@ -65,13 +94,25 @@ class MRIOperator(LinearOperator):
             spatial_dims: number of spatial axes, 2 or 3.
 
         Raises:
-            ValueError: if a sample is zero everywhere and no mask is given, or shapes disagree.
+            TypeError: if ``kspace`` is not complex.
+            ValueError: if k-space is not finite, a sample of it is zero everywhere and no mask is given, or shapes
+                disagree.
         """
+        if not check_tensor("kspace", kspace).is_complex():
+            raise TypeError(f"`kspace` must be complex; got {kspace.dtype}. Use `torch.view_as_complex`.")
+        if kspace.ndim != check_spatial_dims(spatial_dims) + 2:
+            raise ValueError(
+                f"`kspace` must have shape (B, K, *space) with {spatial_dims} spatial axes; got {tuple(kspace.shape)}. "
+                "Single-coil k-space needs a coil axis of size 1."
+            )
+        check_finite("kspace", kspace, "Remove broken samples before reconstruction.")
         if mask is None:
             mask = infer_mask(kspace, spatial_dims)
         if sensitivity_maps is None:
             sensitivity_maps = estimate_sensitivity_maps(kspace, mask, spatial_dims=spatial_dims)
-        return cls(mask, sensitivity_maps, spatial_dims=spatial_dims)
+        operator = cls(mask, sensitivity_maps, spatial_dims=spatial_dims)
+        operator._check_kspace(kspace)
+        return operator
 
     @property
     def mask(self) -> Tensor:
@@ -85,22 +126,98 @@ class MRIOperator(LinearOperator):
 
     @property
     def norm_bound(self) -> Tensor:
-        r"""Upper bound of the operator norm per sample, :math:`\sqrt{\max \sum_k |S_k|^2}`.
+        """Upper bound of the operator norm per sample: that of the coils, see :attr:`CoilOperator.norm_bound`.
 
         Shape ``(B,)``, or ``(1,)`` for shared maps. It holds because sampling and the Fourier transform have norm one
         at most. At most one, up to rounding, for normalized maps.
         """
-        return self.sensitivity_maps.abs().square().sum(dim=1).flatten(1).amax(dim=1).sqrt()
+        return self._coils.norm_bound
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map an image ``(B, *space)`` to k-space ``(B, K, *space)``, zero where nothing is measured."""
-        return self._sampling.forward(self._fourier.forward(self._coils.forward(x)))
+        """Map an image to k-space ``(B, K, *space)``, zero where nothing is measured.
+
+        Args:
+            x: complex, shape ``(B, *space)``, or ``(B, M, *space)`` with map sets.
+        """
+        x = self._image(x)
+        image_weights, kspace_weights = self._weights(x)
+        x, weights = x * image_weights, self.mask * kspace_weights
+        if torch.is_grad_enabled():
+            parts = [self._transform(x, coils).mul_(_of_coils(weights, coils)) for coils in self._groups(x)]
+            return torch.cat(parts, dim=1)
+        y = x.new_empty(x.shape[0], self._coils.sets.shape[2], *x.shape[2:])
+        for coils in self._groups(x):
+            self._transform(x, coils, out=y[:, coils]).mul_(_of_coils(weights, coils))
+        return y
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Map k-space ``(B, K, *space)`` to an image ``(B, *space)``: the zero-filled SENSE combination."""
-        return self._coils.adjoint(self._fourier.adjoint(self._sampling.adjoint(y)))
+        """Map k-space ``(B, K, *space)`` to the zero-filled SENSE combination, of the shape that ``forward`` takes."""
+        self._check_kspace(y)
+        image_weights, kspace_weights = self._weights(y)
+        weights = self.mask * kspace_weights.conj()
+        images = None
+        for coils in self._groups(y):
+            images = self._combine(y[:, coils] * _of_coils(weights, coils), coils, images)
+        return self._finish(images, image_weights)
+
+    def normal(self, x: Tensor) -> Tensor:
+        r"""Return :math:`A^H A x`, without a stack of all coils: each group of coils goes there and back."""
+        x = self._image(x)
+        image_weights, _ = self._weights(x)
+        x, weights = x * image_weights, self.mask.to(x.dtype) / math.prod(x.shape[2:])
+        images = None
+        for coils in self._groups(x):
+            images = self._combine(self._transform(x, coils).mul_(_of_coils(weights, coils)), coils, images)
+        return self._finish(images, image_weights)
 
     def take(self, rows: Tensor) -> MRIOperator:
         """Return the operator of some samples of the batch."""
-        mask, maps = self._sampling.take(rows).mask, self._coils.take(rows).sensitivity_maps
-        return MRIOperator(mask, maps, spatial_dims=self.spatial_dims)
+        part = copy(self)
+        part._sampling, part._coils = self._sampling.take(rows), self._coils.take(rows)
+        return part
+
+    def _image(self, x: Tensor) -> Tensor:
+        """Return an image that was checked, with an axis of map sets."""
+        self._coils.check_image(x)
+        x = x if self._coils.has_sets else x.unsqueeze(1)
+        self._sampling.check((x.shape[0], self._coils.sets.shape[2], *x.shape[2:]))
+        return x
+
+    def _check_kspace(self, y: Tensor) -> None:
+        self._coils.check_coil_images(y)
+        self._sampling.check(y.shape)
+
+    def _weights(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights that centre the transform: those made in advance, if they fit."""
+        image, kspace = self._made_weights
+        if image.shape == data.shape[2:] and image.dtype == data.dtype and image.device == data.device:
+            return image, kspace
+        return centering_weights(data.shape[2:], data.dtype, data.device)
+
+    def _groups(self, data: Tensor) -> Iterator[slice]:
+        """Yield slices of coils that are worked on together; ``data`` is batch first, space last."""
+        num_coils = self._coils.sets.shape[2]
+        size = -(-num_coils // 4)
+        if data.device.type == "cpu":
+            image_bytes = data.shape[0] * math.prod(data.shape[2:]) * data.element_size()
+            size = max(min(_GROUP_BYTES // max(image_bytes, 1), size), 1)
+        for start in range(0, num_coils, size):
+            yield slice(start, min(start + size, num_coils))
+
+    def _transform(self, x: Tensor, coils: slice, out: Tensor | None = None) -> Tensor:
+        """Return the k-space of some coils, neither centred nor scaled."""
+        return torch.fft.fftn(spread_to_coils(self._coils.sets[:, :, coils], x), dim=self._axes, out=out)
+
+    def _combine(self, y: Tensor, coils: slice, onto: Tensor | None) -> Tensor:
+        """Return the combined images ``(B, M, *space)`` with those of some coils added."""
+        images = torch.fft.ifftn(y, dim=self._axes, norm="forward")
+        return combine_coils(self._coils.sets[:, :, coils], images, onto)
+
+    def _finish(self, images: Tensor | None, image_weights: Tensor) -> Tensor:
+        images = cast(Tensor, images) * image_weights.conj()
+        return images if self._coils.has_sets else images.squeeze(1)
+
+
+def _of_coils(weights: Tensor, coils: slice) -> Tensor:
+    """Return the weights of some coils; one coil's serve all."""
+    return weights if weights.shape[1] == 1 else weights[:, coils]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -17,22 +20,36 @@ class SamplingOperator(LinearOperator):
     Args:
         mask: bool or real, every entry other than zero counts as measured; shape ``(B, K, *space)``, where every
             axis may also have size one (``(1, 1, 1, W)``: one mask of columns for all samples).
+
+    Raises:
+        TypeError: if ``mask`` is complex.
+        ValueError: if it keeps nothing of a sample.
     """
 
     def __init__(self, mask: Tensor) -> None:
         if check_tensor("mask", mask).is_complex():
             raise TypeError(f"`mask` must be bool or real; got {mask.dtype}.")
         self.mask = mask if mask.dtype == torch.bool else mask != 0
+        empty = ~self.mask.flatten(1).any(dim=1) if mask.ndim > 1 else ~self.mask.any(dim=0, keepdim=True)
+        if bool(empty.any()):
+            raise ValueError(
+                f"`mask` must keep at least one sample of k-space; samples {empty.nonzero().flatten().tolist()} of its "
+                "batch keep none. Draw the mask anew."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the measured samples of k-space ``(B, K, *space)``."""
-        fits = self.mask.ndim == x.ndim and all(m in (1, n) for m, n in zip(self.mask.shape, x.shape, strict=True))
+        self.check(x.shape)
+        return x * self.mask
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise an error if the mask does not fit k-space of a shape."""
+        fits = self.mask.ndim == len(shape) and all(m in (1, n) for m, n in zip(self.mask.shape, shape, strict=True))
         if not fits:
             raise ValueError(
-                f"`mask` must broadcast to k-space of shape {tuple(x.shape)}, with as many axes; got "
+                f"`mask` must broadcast to k-space of shape {tuple(shape)}, with as many axes; got "
                 f"{tuple(self.mask.shape)}. A mask of columns has shape (B or 1, 1, 1, W) in 2-D."
             )
-        return x * self.mask
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Keep the measured samples of k-space ``(B, K, *space)``."""
@@ -40,14 +57,16 @@ class SamplingOperator(LinearOperator):
 
     def take(self, rows: Tensor) -> SamplingOperator:
         """Return the operator of some samples of the batch."""
-        return SamplingOperator(take_rows(self.mask, rows))
+        part = copy(self)  # not built anew: its samples were checked already
+        part.mask = take_rows(self.mask, rows)
+        return part
 
 
 def infer_mask(kspace: Tensor, spatial_dims: int = 2) -> Tensor:
     """Find the measured lines of Cartesian k-space: those with any sample other than zero.
 
     The first spatial axis is taken as the readout, which is always measured whole; the other one (2-D) or two (3-D) are
-    phase encodings.
+    phase encodings. So a mask of points in the plane of a 2-D slice cannot be inferred: give it.
 
     Args:
         kspace: complex, shape ``(B, K, *space)``, zero where nothing was measured.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_int, check_range, check_spatial_dims, check_tensor
+from monai_deqkan._checks import check_finite, check_int, check_range, check_spatial_dims, check_tensor
 from monai_deqkan.operators.coils import CoilOperator
 from monai_deqkan.operators.fourier import FourierOperator
 
@@ -90,7 +90,7 @@ def smooth_phase(
     return (phase * (max_phase / phase.abs().max())).to(torch.float32)
 
 
-def add_complex_noise(kspace: Tensor, snr_db: float, *, generator: torch.Generator | None = None) -> Tensor:
+def add_complex_noise(kspace: Tensor, snr_db: float | Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     r"""Add white complex Gaussian noise of a given signal-to-noise ratio to fully sampled k-space.
 
     .. math:: \mathrm{SNR} = 10 \log_{10} \frac{\sum |y|^2}{\mathrm{E} \sum |n|^2}\ \mathrm{dB},
@@ -99,20 +99,29 @@ def add_complex_noise(kspace: Tensor, snr_db: float, *, generator: torch.Generat
 
     Args:
         kspace: complex, shape ``(B, K, *space)``.
-        snr_db: signal-to-noise ratio, in dB.
+        snr_db: signal-to-noise ratio, in dB: one for all, or one per sample, shape ``(B,)``.
         generator: source of the noise; None uses torch's global one.
 
     Returns:
-        Noisy k-space, in the unit, shape and dtype of ``kspace``.
+        Noisy k-space, in the unit, shape and dtype of ``kspace``. Samples of zeros stay zero.
+
+    Raises:
+        TypeError: if ``kspace`` is not complex.
+        ValueError: if ``snr_db`` is not finite, or its shape does not fit.
     """
     if not check_tensor("kspace", kspace).is_complex():
         raise TypeError(f"`kspace` must be complex; got {kspace.dtype}.")
-    check_range("snr_db", snr_db)
+    if not isinstance(snr_db, Tensor):
+        snr_db = torch.full(kspace.shape[:1], check_range("snr_db", snr_db))
+    elif snr_db.shape != kspace.shape[:1]:
+        raise ValueError(f"`snr_db` must have shape ({kspace.shape[0]},), one per sample; got {tuple(snr_db.shape)}.")
+    check_finite("snr_db", snr_db)
+    share = (10 ** (-snr_db.to(kspace.real) / 10)).view(-1, *[1] * (kspace.ndim - 1))
     axes = tuple(range(1, kspace.ndim))
     power = kspace.abs().square().mean(dim=axes, keepdim=True)
     # torch.randn gives a complex normal with E|n|^2 = 1.
     noise = torch.randn(kspace.shape, generator=generator, dtype=kspace.dtype)
-    return kspace + (power * 10 ** (-snr_db / 10)).sqrt() * noise.to(kspace.device)
+    return kspace + (power * share).sqrt() * noise.to(kspace.device)
 
 
 def simulate_kspace(

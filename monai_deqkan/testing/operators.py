@@ -23,7 +23,8 @@ def check_operator(
 
     Per dtype: :math:`\langle A x, y\rangle = \langle x, A^H y\rangle`; linearity over complex numbers; outputs keep the
     dtype; ``.H`` and ``normal`` agree with ``forward`` and ``adjoint``; the gradient of :math:`\mathrm{Re}\langle A x,
-    y\rangle` is :math:`A^H y`; ``take(rows)`` on some samples equals these rows of the whole.
+    y\rangle` is :math:`A^H y`; ``take(rows)`` on some samples equals these rows of the whole. Where the operator has a
+    ``norm_bound``, shape ``(B or 1,)``, power iterations find no sample's norm above it.
 
     Args:
         build: returns the operator for a complex dtype, with per-sample data of at least that precision.
@@ -62,6 +63,19 @@ def check_operator(
             error = float((got - expected).abs().max()) / scale
             if not error <= tolerance:
                 raise AssertionError(f"{name} ({dtype}): relative error {error:.3g} exceeds {tolerance:.3g}.")
+        bound = getattr(operator, "norm_bound", None)
+        if bound is not None:
+            excess = float((_norm(operator, x) / bound.to(torch.float64)).max()) - 1
+            if not excess <= tolerance:
+                raise AssertionError(f"norm_bound ({dtype}): the norm exceeds it by a share of {excess:.3g}.")
+
+
+def _norm(operator: LinearOperator, x: Tensor) -> Tensor:
+    """Return a lower bound of each sample's operator norm, by power iterations from ``x``."""
+    for _ in range(10):
+        x = operator.normal(x)
+        x = x / x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return operator(x).flatten(1).norm(dim=1).double()
 
 
 def _properties(operator: LinearOperator, x: Tensor, other: Tensor, y: Tensor) -> list[tuple[str, Tensor, Tensor]]:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_int, check_range, check_tensor
+from monai_deqkan._checks import check_finite, check_int, check_range, check_tensor
 from monai_deqkan.operators import LinearOperator, MRIOperator
 from monai_deqkan.solvers import ConjugateGradientSolver, solve_linear
 
@@ -36,16 +36,19 @@ def cg_sense(
         kspace: :math:`y`, complex, zero where nothing was measured, shape ``(B, K, *space)``.
         mask: see :meth:`MRIOperator.from_kspace`; None infers it.
         sensitivity_maps: see :meth:`MRIOperator.from_kspace`; None estimates them.
-        operator: :math:`A` itself, in place of mask and maps.
+        operator: :math:`A` itself, in place of mask and maps; ``kspace`` then has the shape of its outputs. Weigh the
+            k-space of a :class:`NUFFTOperator` first, see :meth:`NUFFTOperator.weigh`.
         l2_weight: :math:`\lambda`, dimensionless for normalized maps, at least 0.
         max_iter: most iterations, one application of :math:`A^H A` each.
         rtol: a sample stops when the residual of the equation has fallen to this share of the right-hand side.
 
     Returns:
-        Complex image in the unit of ``kspace``, shape ``(B, *space)``.
+        Complex image in the unit of ``kspace``, shape ``(B, *space)``; with map sets one per set, ``(B, M, *space)``,
+        for :func:`~monai_deqkan.operators.combine_map_sets` to join.
 
     Raises:
-        ValueError: if both an operator and mask or maps are given, or an argument lies outside its range.
+        ValueError: if both an operator and mask or maps are given, k-space is not finite, or an argument lies outside
+            its range.
 
     Example:
         >>> from monai_deqkan.operators import simulate_kspace, smooth_coil_maps
@@ -119,4 +122,6 @@ def _equation(
         operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=kspace.ndim - 2)
     elif mask is not None or sensitivity_maps is not None:
         raise ValueError("Give either `operator`, or `mask` and `sensitivity_maps`; got both.")
+    else:
+        check_finite("kspace", kspace, "Remove broken samples before reconstruction.")
     return operator, operator.adjoint(kspace)

@@ -53,6 +53,20 @@ def test_noise_has_the_given_power_per_sample_and_equal_parts():
     )
 
 
+def test_noise_of_each_sample_has_its_own_ratio_and_repeats():
+    kspace = torch.randn(3, 2, 64, 64, dtype=torch.complex128, generator=seeded())
+    snr = torch.tensor([0.0, 10.0, 30.0])
+    noisy = add_complex_noise(kspace, snr, generator=seeded(1))
+    power = (noisy - kspace).abs().square().mean((1, 2, 3)) / kspace.abs().square().mean((1, 2, 3))
+    torch.testing.assert_close(power, torch.tensor([1.0, 0.1, 0.001]).double(), rtol=0.05, atol=0)
+    assert torch.equal(noisy, add_complex_noise(kspace, snr, generator=seeded(1)))
+    torch.testing.assert_close(noisy[:1], add_complex_noise(kspace, 0.0, generator=seeded(1))[:1])
+    with pytest.raises(ValueError, match="one per sample"):
+        add_complex_noise(kspace, snr[:2])
+    with pytest.raises(ValueError, match="finite"):
+        add_complex_noise(kspace, snr * torch.nan)
+
+
 def test_simulated_kspace_gives_the_image_back():
     image = torch.rand(2, 12, 15, generator=seeded())
     maps = smooth_coil_maps((12, 15), 5, generator=seeded())

@@ -10,6 +10,7 @@ class PhaseOperator(LinearOperator):
 
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
+        self.norm_bound = torch.tensor([0.99 if fault == "norm" else 1.0])
 
     def forward(self, x):
         x = x.real + 0j if self.fault == "linear" else x
@@ -38,6 +39,7 @@ def test_a_right_operator_passes():
         ("gradient", "gradient"),
         ("mixing", "take"),
         ("dtype", "keep the dtype"),
+        ("norm", "norm_bound"),
     ],
 )
 def test_a_wrong_operator_is_caught(fault, message):
