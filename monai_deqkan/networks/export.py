@@ -187,7 +187,9 @@ class _Classifier(nn.Module):
             maps = pool_space(maps, self.pool)
         x = self.injection_norm(self.projection(maps))
         z, residual = self.loop(torch.zeros_like(x), [x])
-        return self.head(pool_space(z, self.pool)), residual
+        if self.on_map:
+            z = pool_space(z, self.pool)
+        return self.head(z), residual
 
     def forward(self, image: Tensor) -> Tensor:
         return self.solve(image)[0]

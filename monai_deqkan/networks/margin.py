@@ -50,9 +50,9 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
     .. math:: r = \frac{1 - c}{L_\mathrm{pool}} \min_{j \ne i} \frac{l_i - l_j}{\|w_i - w_j\|_2} - \|f(z) - z\|_2
 
     where the residual of the state ``z`` that was found pays for its distance from the equilibrium, and the Lipschitz
-    constant of the pooling behind an equilibrium on a map of ``n`` places is 1 for the maximum and
-    :math:`1 / \sqrt{n}` for the mean (1 without a map). Runs in evaluation mode. Holds up to rounding; residuals below
-    1e-7 of the state mean no more in float32.
+    constant of the pooling behind an equilibrium on a map of ``n`` places is 1 for the maximum, :math:`1 / \sqrt{n}`
+    for the mean and :math:`\sqrt{1 + 1 / n}` for both (1 without a map). Runs in evaluation mode. Holds up to rounding;
+    residuals below 1e-7 of the state mean no more in float32.
 
     Args:
         network: classifier that solves an equilibrium of one of the two cells above, with a linear head.
@@ -81,7 +81,9 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
     cell = network.equilibrium.cell
     factor = float(cell.certified_contraction(x).factor)
     residual = (cell(z, x) - z).double().flatten(1).norm(dim=1)
-    pooling = 1 / math.sqrt(z[0, 0].numel()) if network.pool == "avg" else 1.0
+    places = z[0, 0].numel()
+    pooling = {"max": 1.0, "avg": 1 / math.sqrt(places), "both": math.sqrt(1 + 1 / places)}[network.pool]
+    pooling = pooling if network.on_map else 1.0
     weight, logits = network.head.weight.double(), logits.double()
     if logits.shape[1] == 1:  # one logit, of the second of two classes
         weight, logits = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(logits), logits], 1)
@@ -93,6 +95,10 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
     radius = ((1 - factor) / pooling * ratios.amin(1) - residual).clamp_min(0)
     margins = torch.where(rival, gaps, torch.inf).amin(1)
     return MarginBound(predictions, margins, radius, radius / x.double().flatten(1).norm(dim=1), factor)
+
+
+def _pool_lipschitz(pool: str, places: int) -> float:
+    return {"max": 1.0, "avg": math.sqrt(1 / places), "both": math.sqrt(1 + 1 / places)}[pool]
 
 
 def _check_parts(network: nn.Module) -> None:

@@ -29,7 +29,8 @@ def worst_logits(network, p, predictions, radius, steps=12):
     delta = 1e-3 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0))
     for _ in range(steps):
         delta = delta.detach().requires_grad_()
-        logits = network.head(pool_space(network.equilibrium(p + delta), network.pool))
+        z = network.equilibrium(p + delta)
+        logits = network.head(pool_space(z, network.pool) if network.on_map else z)
         own = logits.gather(1, predictions[:, None])[:, 0]
         other = logits.scatter(1, predictions[:, None], -torch.inf).amax(1)
         gap = own - other
@@ -55,7 +56,7 @@ def test_no_ascent_within_the_radius_changes_the_class_and_one_not_far_outside_d
         assert bool((worst_logits(network, p, bound.predictions, further) < 0).all())
 
 
-@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("pool", ["max", "avg", "both"])
 def test_no_ascent_within_the_radius_changes_the_class_where_the_state_is_a_map(pool):
     network, images = network_and_images(equilibrium_on="map", pool=pool)
     with solve_budget(rtol=1e-9, max_iter=200):

@@ -9,12 +9,14 @@ from monai_deqkan.networks.blocks.deq_cell import (
     MLPCell,
     ReconstructionCell,
 )
+from monai_deqkan.networks.blocks.image_features import ImageFeatures
 from monai_deqkan.networks.blocks.kan_block import KANBlock
 
 __all__ = [
     "CertifiedCell",
     "CertifiedMap",
     "ContractionBound",
+    "ImageFeatures",
     "KANBlock",
     "KANCell",
     "MLPCell",

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
 from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.deq_cell import KANCell, MLPCell
+from monai_deqkan.networks.blocks.image_features import ImageFeatures
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.solvers import FixedPointSolver
@@ -24,10 +24,16 @@ _GRID = {2: 16, 3: 8}  # side of the image's thumbnail without a convolutional n
 
 
 def pool_space(maps: Tensor, pool: str) -> Tensor:
-    """Pool maps ``(B, C, *space)`` over space, by ``"max"`` or ``"avg"``; vectors ``(B, C)`` stay as they are."""
-    if maps.dim() == 2:
-        return maps
-    return maps.flatten(2).amax(dim=2) if pool == "max" else maps.flatten(2).mean(dim=2)
+    """Pool maps ``(B, C, *space)`` over space, by ``"max"``, ``"avg"`` or ``"both"``, which doubles the channels.
+
+    Vectors ``(B, C)`` are maps of one place.
+    """
+    places = maps.unsqueeze(2) if maps.dim() == 2 else maps.flatten(2)
+    if pool == "max":
+        return places.amax(dim=2)
+    if pool == "avg":
+        return places.mean(dim=2)
+    return torch.cat([places.mean(dim=2), places.amax(dim=2)], dim=1)
 
 
 class FeatureClassifier(nn.Module):
@@ -59,23 +65,24 @@ class FeatureClassifier(nn.Module):
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.in_channels = check_int("in_channels", in_channels)
         self.out_channels = check_int("out_channels", out_channels)
-        self.pool = check_choice("pool", pool, ("max", "avg"))
+        self.pool = check_choice("pool", pool, ("max", "avg", "both"))
         self.on_map = on_map
         check_int("hidden_features", hidden_features)
         check_range("dropout", dropout, 0.0, 1.0, open_high=True)
         self.backbone, channels = _backbone(
             backbone, backbone_channels, spatial_dims, in_channels, features, blocks, on_map
         )
+        pooled = 2 if pool == "both" else 1
         self.projection: nn.Module
         self.injection_norm: nn.Module
         if on_map:
             self.projection = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2](channels, hidden_features, 1)
             self.injection_norm = nn.GroupNorm(1, hidden_features)
         else:
-            self.projection = nn.Linear(channels, hidden_features)
+            self.projection = nn.Linear(channels * pooled, hidden_features)
             self.injection_norm = nn.LayerNorm(hidden_features)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(hidden_features, out_channels)
+        self.head = nn.Linear(hidden_features * (pooled if on_map else 1), out_channels)
         for layer in (self.projection, self.head):
             nn.init.xavier_uniform_(layer.weight.flatten(1))
             nn.init.zeros_(cast(Tensor, layer.bias))
@@ -89,7 +96,7 @@ class FeatureClassifier(nn.Module):
         return self.head(self.dropout(self.state_features(image)))
 
     def state_features(self, image: Tensor) -> Tensor:
-        """Return the features that the head sees, ``(B, hidden_features)``."""
+        """Return what the head sees, ``(B, hidden_features)``; twice as many features for a map pooled both ways."""
         raise NotImplementedError
 
     def injection(self, image: Tensor) -> Tensor:
@@ -124,10 +131,12 @@ class DEQKANClassifier(FeatureClassifier):
         spatial_dims: number of spatial dimensions, 2 or 3.
         in_channels: number of image channels.
         out_channels: number of classes; the output has one logit each.
-        features: channels of the four stages of the residual network.
+        features: channels of the stages of the residual network, an
+            :class:`~monai_deqkan.networks.blocks.ImageFeatures`.
         blocks: number of residual blocks of each stage.
         hidden_features: size :math:`F` of the state and the injection.
-        pool: how features are pooled over space: ``"max"`` finds small things anywhere, ``"avg"`` looks at the whole.
+        pool: how maps are pooled over space: ``"max"`` finds small things anywhere, ``"avg"`` looks at the whole,
+            ``"both"`` puts the two side by side.
         contraction: contraction factor :math:`\kappa` of the cell, dimensionless, in ``(0, 1)``.
         dropout: probability of dropping a feature of the equilibrium, outside of the solve.
         backbone: ``"residual"``; ``"none"`` for a 16 x 16 (8 x 8 x 8) thumbnail of the image; or a network of your own:
@@ -168,10 +177,10 @@ class DEQKANClassifier(FeatureClassifier):
         in_channels: int,
         out_channels: int,
         *,
-        features: Sequence[int] = (32, 64, 96, 128),
+        features: Sequence[int] = (48, 72, 112, 160),
         blocks: Sequence[int] = (1, 1, 1, 1),
         hidden_features: int = 64,
-        pool: str = "max",
+        pool: str = "both",
         contraction: float = 0.9,
         dropout: float = 0.2,
         backbone: str | nn.Module = "residual",
@@ -215,12 +224,13 @@ class DEQKANClassifier(FeatureClassifier):
         self.steps: Any = None if num_steps is None else ExplicitSteps(chosen, num_steps)
 
     def state_features(self, image: Tensor) -> Tensor:
-        """Return the pooled equilibrium, or with ``num_steps`` the pooled last state, ``(B, hidden_features)``."""
+        """Return the equilibrium, or with ``num_steps`` the last state; pooled if it is a map."""
         layer = self.equilibrium if self.steps is None else self.steps
-        return pool_space(cast(Tensor, layer(self.injection(image))), self.pool)
+        state = cast(Tensor, layer(self.injection(image)))
+        return pool_space(state, self.pool) if self.on_map else state
 
     def equilibrium_features(self, image: Tensor) -> Tensor:
-        """Return the equilibrium features ``(B, hidden_features)`` of images ``(B, in_channels, *space)``.
+        """Return the features of the equilibrium that the head sees, for images ``(B, in_channels, *space)``.
 
         Raises:
             ValueError: if the network takes explicit steps (``num_steps``), whose last state is no equilibrium.
@@ -284,9 +294,8 @@ def _backbone(
     if check_choice("backbone", backbone, ("residual", "none")) == "none":
         side = _GRID[spatial_dims]
         return _Thumbnail(side, flatten=not on_map), in_channels * (1 if on_map else side**spatial_dims)
-    if len(features) != 4 or len(blocks) != 4:
-        raise ValueError(f"`features` and `blocks` need four entries each; got {features} and {blocks}.")
-    return _ResNetMaps(spatial_dims, in_channels, features, blocks), features[-1]
+    residual = ImageFeatures(spatial_dims, in_channels, features=features, blocks=blocks)
+    return residual, residual.out_channels
 
 
 class _Thumbnail(nn.Module):
@@ -302,24 +311,3 @@ class _Thumbnail(nn.Module):
         else:
             small = F.adaptive_avg_pool3d(image, (self.side, self.side, self.side))
         return small.flatten(1) if self.flatten else small
-
-
-class _ResNetMaps(ResNet):
-    """MONAI's ResNet up to its last feature maps."""
-
-    def __init__(self, spatial_dims: int, in_channels: int, features: Sequence[int], blocks: Sequence[int]) -> None:
-        super().__init__(
-            block="basic",
-            layers=list(blocks),
-            block_inplanes=list(features),
-            spatial_dims=spatial_dims,
-            n_input_channels=in_channels,
-            conv1_t_size=5,
-            conv1_t_stride=2,
-            no_max_pool=True,
-            feed_forward=False,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv1(x)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))

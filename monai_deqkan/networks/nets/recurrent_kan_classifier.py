@@ -40,7 +40,7 @@ class RecurrentKANClassifier(FeatureClassifier):
         features: channels of the four stages of the residual network.
         blocks: number of residual blocks of each stage.
         hidden_features: size of the state.
-        pool: ``"max"`` or ``"avg"`` over space.
+        pool: ``"max"``, ``"avg"`` or ``"both"`` over space.
         dropout: probability of dropping a feature in front of the head.
         backbone: ``"residual"``, ``"none"``, or a network of your own.
         backbone_channels: number of channels of such a network.
@@ -63,10 +63,10 @@ class RecurrentKANClassifier(FeatureClassifier):
         *,
         num_steps: int = 10,
         alpha: float = 0.5,
-        features: Sequence[int] = (32, 64, 96, 128),
+        features: Sequence[int] = (48, 72, 112, 160),
         blocks: Sequence[int] = (1, 1, 1, 1),
         hidden_features: int = 64,
-        pool: str = "max",
+        pool: str = "both",
         dropout: float = 0.2,
         backbone: str | nn.Module = "residual",
         backbone_channels: int | None = None,

@@ -68,7 +68,7 @@ def test_rows_of_a_measurement():
 
 
 def test_empty_kspace_does_not_divide_by_zero():
-    operator = MRIOperator(torch.zeros(1, 1, 1, 4, dtype=torch.bool), torch.zeros(1, 2, 4, 4, dtype=torch.complex64))
+    operator = MRIOperator(torch.ones(1, 1, 1, 4, dtype=torch.bool), torch.zeros(1, 2, 4, 4, dtype=torch.complex64))
     measurement = Measurement.of(operator, torch.zeros(1, 2, 4, 4, dtype=torch.complex64))
     x = torch.ones(1, 2, 4, 4)
     assert torch.equal(gradient_step(x, measurement, 1.0), x)

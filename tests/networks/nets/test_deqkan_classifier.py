@@ -100,7 +100,9 @@ def test_own_backbone_of_maps_or_vectors():
     torch.manual_seed(0)
     maps = nn.Conv2d(1, 5, 3)
     network = small(backbone=maps, backbone_channels=5, pool="avg").eval()
-    vectors = small(backbone=nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten()), backbone_channels=5).eval()
+    vectors = small(
+        backbone=nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten()), backbone_channels=5, pool="avg"
+    ).eval()
     vectors.load_state_dict({name.replace("backbone.", "backbone.0."): v for name, v in network.state_dict().items()})
     with torch.no_grad():
         assert torch.allclose(network(images()), vectors(images()), atol=1e-5)
@@ -134,11 +136,11 @@ def test_wrong_arguments_are_named():
         small()(images(channels=3))
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
         small(spatial_dims=3)(images())
-    with pytest.raises(ValueError, match="four entries each"):
+    with pytest.raises(ValueError, match="one entry for each stage"):
         small(features=(4, 4))
     with pytest.raises(ValueError, match="needs `backbone_channels`"):
         small(backbone=nn.Identity())
-    with pytest.raises(ValueError, match="`pool` must be one of max, avg; got 'mean'"):
+    with pytest.raises(ValueError, match="`pool` must be one of max, avg, both; got 'mean'"):
         small(pool="mean")
     with pytest.raises(ValueError, match="`spatial_dims`"):
         small(spatial_dims=4)
@@ -210,7 +212,7 @@ def test_explicit_steps_are_the_cell_applied_so_often(settings):
         z = p
         for _ in range(3):
             z = network.steps.cell(z, p)
-        z = z.flatten(2).amax(2) if z.ndim > 2 else z
+        z = torch.cat([z.flatten(2).mean(2), z.flatten(2).amax(2)], 1) if z.ndim > 2 else z
         assert torch.allclose(network(x), network.head(z), atol=1e-5)
     assert not recorder.records
     with pytest.raises(ValueError, match="there is no equilibrium"):
