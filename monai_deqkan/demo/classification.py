@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,7 @@ from monai_deqkan.demo.baselines import linear_model
 from monai_deqkan.demo.section import Section
 from monai_deqkan.demo.workflow import BundleRun
 from monai_deqkan.networks.blocks import KANCell
+from monai_deqkan.networks.layers import KANLinear
 from monai_deqkan.networks.nets import DEQKANClassifier
 from monai_deqkan.solvers import SolveRecorder
 from monai_deqkan.transforms import LoadMedicalImage
@@ -23,6 +25,7 @@ from monai_deqkan.visualize import (
     plot_image_grid,
     plot_kan_curves,
     plot_learning_curves,
+    plot_reliability,
     plot_residuals,
     plot_roc,
 )
@@ -58,6 +61,7 @@ def demo_classification(folder: Path, quick: bool) -> Section:
     labels = np.array([names.index(row["label"]) for row in table])
     predictions = np.array([names.index(row["prediction"]) for row in table])
 
+    task = json.loads((bundle.folder / "models" / "model.json").read_text(encoding="utf-8"))
     load = LoadMedicalImage()
     train, test = (
         [{**item, "image": load(item["image"])} for item in classification_items(data, part)]
@@ -68,7 +72,10 @@ def demo_classification(folder: Path, quick: bool) -> Section:
     auc, linear_auc = (float(roc_auc_score(labels, probability[:, 1])) for probability in (scores, linear))
     numbers = {
         "auc": auc,
-        **{name: metrics[f"val_{name}"] for name in ("accuracy", "sensitivity", "specificity", "f1")},
+        **{name: metrics[f"val_{name}"] for name in ("accuracy", "sensitivity", "specificity", "f1", "ece")},
+        "auc_interval": [metrics["val_auc_low"], metrics["val_auc_high"]],
+        "threshold": task["threshold"],
+        "temperature": task["temperature"],
         "solve_evaluations": metrics["solve_evaluations"],
         "solve_converged": metrics["solve_converged"],
         "baseline": {
@@ -107,6 +114,11 @@ def demo_classification(folder: Path, quick: bool) -> Section:
             "Counts of true and predicted classes.",
         ),
         (
+            plot_reliability(labels, scores, names),
+            "Reliability: how often a lesion was there, given its probability.",
+            f"Reliability diagram with an expected calibration error of {numbers['ece']:.3f}.",
+        ),
+        (
             plot_image_grid(pictures, captions, correct=[bool(labels[i] == predictions[i]) for i in shown]),
             "Test pictures with the probability that the network gives to the true class.",
             "Eight brain slices with true class and probability.",
@@ -125,8 +137,9 @@ def demo_classification(folder: Path, quick: bool) -> Section:
             "slabs at "
             "least 10 mm apart. The network ends in the equilibrium of a Kolmogorov-Arnold layer.",
             "The area under the ROC curve says how well lesions are ranked above the rest. Accuracy, sensitivity and "
-            "specificity depend on the decision threshold of 0.5, which a short training on one brain does not carry "
-            "over to a slab of other anatomy: they can be poor where the area is high.",
+            f"specificity depend on the decision threshold: {task['threshold']:.2f}, chosen on the validation slab, as "
+            "was the temperature of the probabilities. Chosen on one slab of one brain, both need not fit another: "
+            "these scores can be poor where the area is high.",
         ],
         key_figures=[
             ("AUC", f"{auc:.3f}", f"linear model {linear_auc:.3f}"),
@@ -162,7 +175,7 @@ def _histories(recorder: SolveRecorder) -> list[torch.Tensor]:
 
 
 def _kan_figure(network: DEQKANClassifier, states: torch.Tensor) -> tuple[Figure, str, str]:
-    layer = cast(KANCell, network.equilibrium.cell).kan
+    layer = cast(KANLinear, cast(KANCell, network.equilibrium.cell).kan)
     points = torch.linspace(-4, 4, 201)
     with torch.no_grad():
         curves = layer.edge_functions(points.to(next(layer.parameters()).device)).cpu()  # (P, out, in)

@@ -10,6 +10,9 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, verify_net_in_out
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from sklearn.metrics import roc_auc_score
 
 CHEST, LUNG, BRAIN = (
     "chest_xray_deqkan_classification",
@@ -130,13 +133,17 @@ def test_evaluation_writes_finite_metrics(bundle, evaluation):
 
 @pytest.mark.parametrize("bundle", [CHEST], indirect=True)
 def test_classification_tables(bundle, evaluation, prediction):
+    threshold = json.loads((bundle.trained / "model.json").read_text())["threshold"]
     for table, labelled in ((evaluation, True), (prediction, False)):
         rows = rows_of(table / "predictions.csv")
         assert len(rows) == 4
         for row in rows:
             chances = [float(row["probability_NORMAL"]), float(row["probability_PNEUMONIA"])]
             assert sum(chances) == pytest.approx(1, abs=1e-5)
-            assert row["prediction"] == ["NORMAL", "PNEUMONIA"][chances[1] >= 0.5]
+            assert row["prediction"] == ["NORMAL", "PNEUMONIA"][chances[1] >= threshold]
+            assert row["solve_status"] == "converged"
+            assert int(row["evaluations"]) > 0
+            assert "unlike_training" in row
             assert ("label" in row) == labelled
             assert row.get("label", row["image"].split("/")[-2]) == row["image"].split("/")[-2]
     # The same images through both configs: the same probabilities.
@@ -149,6 +156,82 @@ def test_evaluation_scores_agree_with_the_table(bundle, evaluation):
     metrics = json.loads((evaluation / "metrics.json").read_text())
     rows = rows_of(evaluation / "predictions.csv")
     assert metrics["val_accuracy"] == pytest.approx(np.mean([row["prediction"] == row["label"] for row in rows]))
+
+
+@pytest.mark.parametrize("bundle", [CHEST], indirect=True)
+def test_training_ends_with_a_calibration_that_evaluation_uses(bundle, evaluation):
+    record = json.loads((bundle.trained / "model.json").read_text())
+    # Four validation images say little: the threshold stays near a half.
+    assert record["calibration"]["num_images"] == 4
+    assert 0.25 <= record["temperature"] <= 4
+    assert 0.1 < record["threshold"] < 0.9
+    assert {"contrast", "border_brightness", "resolution"} <= set(record["training_ranges"])
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = rows_of(evaluation / "predictions.csv")
+    truth = [row["label"] == "PNEUMONIA" for row in rows]
+    assert metrics["val_auc"] == pytest.approx(roc_auc_score(truth, [float(r["probability_PNEUMONIA"]) for r in rows]))
+    assert metrics["val_auc_low"] <= metrics["val_auc"] <= metrics["val_auc_high"]
+    pictures = {"confusion_matrix", "roc", "precision_recall", "reliability", "features"}
+    assert {path.stem for path in evaluation.glob("*.png")} == pictures
+    page = (evaluation / "report.html").read_text()
+    assert "for clinical use" in page
+    assert page.count("<img") == 5
+
+
+def dicom(path, pixels):
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.PatientName, file.PatientID, file.StudyDescription = "Secret^Name", "S3CRET", "secret study"
+    file.Rows, file.Columns = pixels.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 0
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 12, 11
+    file.PixelData = pixels.astype(np.uint16).tobytes()
+    file.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("bundle", [CHEST], indirect=True)
+def test_inference_on_mixed_files_skips_the_damaged_one_and_draws_saliency(bundle, tmp_path, caplog):
+    source = tmp_path / "mixed"
+    (source / "sub").mkdir(parents=True)
+    good = bundle.dataset_dir / "test" / "NORMAL" / "normal_0.png"
+    pixels = np.asarray(Image.open(good))
+    Image.fromarray(pixels).save(source / "a.png")
+    (source / "broken.png").write_bytes(good.read_bytes()[:200])
+    dicom(source / "sub" / "a.dcm", 16 * pixels.astype(np.uint16))
+    nib.save(nib.Nifti1Image(pixels.T.astype(np.float32), np.eye(4)), source / "sub" / "a.nii.gz")
+    Image.fromarray(255 - pixels).save(source / "inverted.png")
+    settings = {"ckpt_dir": str(bundle.trained), "output_dir": str(tmp_path / "out"), "saliency": True}
+    bundle.run("inference", dataset_dir=str(source), **settings)
+    rows = {row["image"]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
+    assert sorted(rows) == ["a.png", "inverted.png", "sub/a.dcm", "sub/a.nii.gz"]
+    # One image in three formats: one probability.
+    chances = [float(rows[name]["probability_NORMAL"]) for name in ("a.png", "sub/a.dcm", "sub/a.nii.gz")]
+    assert chances == pytest.approx([chances[0]] * 3, abs=1e-5)
+    assert "border_brightness" in rows["inverted.png"]["unlike_training"]
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [entry["file"] for entry in record["skipped"]] == ["broken.png"]
+    skipped = [message for message in caplog.messages if message.startswith("Skipped")]
+    assert len(skipped) == 1
+    assert "broken.png" in skipped[0]
+    assert sum("unlike the training images" in message for message in caplog.messages) == 1
+    overlays = {
+        path.relative_to(tmp_path / "out" / "saliency").as_posix(): path for path in tmp_path.rglob("*_saliency.png")
+    }
+    assert sorted(overlays) == sorted(f"{name}_saliency.png" for name in rows)
+    assert all(np.asarray(Image.open(path)).shape == (32, 32, 3) for path in overlays.values())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"secret" not in written.lower() + caplog.text.lower().encode()
+
+
+@pytest.mark.parametrize("bundle", [CHEST], indirect=True)
+def test_inference_on_a_single_image(bundle, tmp_path):
+    single = bundle.dataset_dir / "test" / "NORMAL" / "normal_0.png"
+    bundle.run("inference", ckpt_dir=str(bundle.trained), dataset_dir=str(single), output_dir=str(tmp_path / "out"))
+    assert [row["image"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["normal_0.png"]
 
 
 @pytest.mark.parametrize("bundle", [LUNG], indirect=True)
