@@ -115,7 +115,7 @@ def demo_classification(folder: Path, quick: bool) -> Section:
         ),
         (
             plot_reliability(labels, scores, names),
-            "Reliability: how often a lesion was there, given its probability.",
+            f"Reliability: how often {names[1]} was true, given its probability.",
             f"Reliability diagram with an expected calibration error of {numbers['ece']:.3f}.",
         ),
         (
