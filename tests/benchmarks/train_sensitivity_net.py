@@ -166,7 +166,7 @@ def main() -> None:
         return "missed {:.5f}, image error {:.4f}".format(*losses.mean(0).tolist())
 
     print(f"ESPIRiT: {validate()}", flush=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=1e-4)
     begin, step, share, told = time.process_time(), 0, 0.0, -1
     seconds = options.minutes * 60 - (begin - start)
     while share < 1:
@@ -174,7 +174,7 @@ def main() -> None:
             told = int(10 * share)
             print(f"step {step}, {10 * told} %: {validate()}", flush=True)
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
+            group["lr"] = 5e-4 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
         optimizer.zero_grad()
         for pick in torch.randint(len(items), (4,), generator=generator).tolist():
             item = items[pick]
