@@ -51,8 +51,8 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
 
     where the residual of the state ``z`` that was found pays for its distance from the equilibrium, and the Lipschitz
     constant of the pooling behind an equilibrium on a map of ``n`` places is 1 for the maximum, :math:`1 / \sqrt{n}`
-    for the mean and :math:`\sqrt{1 + 1 / n}` for both (1 without a map). Runs in evaluation mode. Holds up to rounding;
-    residuals below 1e-7 of the state mean no more in float32.
+    for the mean, and :math:`\sqrt{1 + 1 / n}` for both side by side (1 without a map). Runs in evaluation mode.
+    Holds up to rounding; residuals below 1e-7 of the state mean no more in float32.
 
     Args:
         network: classifier that solves an equilibrium of one of the two cells above, with a linear head.
