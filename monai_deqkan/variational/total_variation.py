@@ -62,7 +62,8 @@ def tv_sense(
         >>> from monai_deqkan.operators import MRIOperator
         >>> step = torch.cat((torch.zeros(1, 16, 8), torch.ones(1, 16, 8)), -1).to(torch.complex64)
         >>> operator = MRIOperator(torch.ones(1, 1, 1, 16))
-        >>> float(tv_sense(operator(step), operator=operator, weight=0.4).image.abs().max().round(decimals=2))
+        >>> image = tv_sense(operator(step), operator=operator, weight=0.4).image
+        >>> round(float(image.abs().max()), 2)
         0.95
 
     Reference:

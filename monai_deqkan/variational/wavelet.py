@@ -19,16 +19,17 @@ from monai_deqkan.variational.regularized import (
 
 __all__ = ["inverse_wavelet_transform", "wavelet_sense", "wavelet_transform"]
 
-# Daubechies' scaling filter with four vanishing moments ("db4"), I. Daubechies, "Ten lectures on wavelets", table 6.1.
+# Daubechies' scaling filter with four vanishing moments ("db4"), from the roots of its polynomial: I. Daubechies, "Ten
+# lectures on wavelets" (1992), section 6.1. (Tables in print have 12 digits.)
 _LOW = (
-    0.23037781330885523,
-    0.71484657055254153,
-    0.63088076792959036,
-    -0.02798376941698385,
-    -0.18703481171888114,
-    0.03084138183598697,
-    0.03288301166698295,
-    -0.01059740178499728,
+    0.23037781330889656,
+    0.7148465705529158,
+    0.630880767929859,
+    -0.027983769416859962,
+    -0.1870348117190931,
+    0.03084138183556079,
+    0.03288301166688521,
+    -0.010597401785069039,
 )
 
 

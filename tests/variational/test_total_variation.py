@@ -89,7 +89,7 @@ def test_no_other_minimizer_finds_less():
         scale = operator.adjoint(kspace).abs().max()
         loss = 0.5 * (operator(x) - kspace).abs().square().sum() + 0.02 * scale * (parts + 1e-10).sqrt().sum()
         (gradient,) = torch.autograd.grad(loss, x)
-        return float(loss), torch.view_as_real(gradient).flatten().numpy()
+        return float(loss.detach()), torch.view_as_real(gradient).flatten().numpy()
 
     start = torch.view_as_real(operator.adjoint(kspace)).flatten().numpy().copy()
     best = minimize(smooth, start, jac=True, method="L-BFGS-B", options={"maxiter": 3000, "maxfun": 6000})
@@ -106,7 +106,7 @@ def test_unit_of_kspace_does_not_matter_and_samples_are_independent():
     torch.testing.assert_close(scaled.image, 1e4 * together.image)
     for b in range(2):
         rows = torch.tensor([b])
-        alone = tv_sense(kspace[rows], operator=operator.take(rows), weight=float(weight[b]), rtol=1e-5, max_iter=1000)
+        alone = tv_sense(kspace[rows], operator=operator.take(rows), weight=float(weight[b]), rtol=1e-4, max_iter=1000)
         torch.testing.assert_close(alone.image[0], together.image[b])
         assert int(alone.stats.evaluations) == int(together.stats.evaluations[b])
 

@@ -44,12 +44,12 @@ def test_four_moments_vanish():
 def test_solution_satisfies_the_optimality_condition_and_the_long_solve(space):
     kspace, operator = problem(space)
     weight = 0.01
-    solution = wavelet_sense(kspace, operator=operator, weight=weight, levels=1)
+    solution = wavelet_sense(kspace, operator=operator, weight=weight, levels=1, rtol=1e-4)
     long = wavelet_sense(kspace, operator=operator, weight=weight, levels=1, rtol=1e-9, max_iter=20000)
     assert bool(solution.converged.all())
     assert bool(long.converged.all())
-    assert float((solution.objective / long.objective - 1).abs().max()) < 2e-3
-    torch.testing.assert_close(solution.image, long.image, rtol=0, atol=5e-2)
+    assert float((solution.objective / long.objective - 1).abs().max()) < 1e-3
+    assert float((solution.image - long.image).norm()) < 2e-2 * float(long.image.norm())
     # Subgradient: details of A^H (y - A x), in the extended image, are at most the weight where x has none.
     dims, pads = len(space), [n for size in reversed(space) for n in (0, size % 2)]
     scale = operator.adjoint(kspace).abs().flatten(1).amax(1).reshape(-1, *[1] * dims)
@@ -78,9 +78,9 @@ def test_norm_is_measured_where_the_operator_does_not_tell_it():
     # A composed operator has no `norm_bound`.
     composed = operator.H.H @ MRIOperator(torch.ones(1, 1, 1, 20)).H @ MRIOperator(torch.ones(1, 1, 1, 20))
     assert not hasattr(composed, "norm_bound")
-    expected = wavelet_sense(kspace, operator=operator, rtol=1e-7, max_iter=5000)
-    found = wavelet_sense(kspace, operator=composed, rtol=1e-7, max_iter=5000)
-    torch.testing.assert_close(found.image, expected.image, rtol=0, atol=1e-5)
+    expected = wavelet_sense(kspace, operator=operator, rtol=1e-6, max_iter=2000)
+    found = wavelet_sense(kspace, operator=composed, rtol=1e-6, max_iter=2000)
+    torch.testing.assert_close(found.image, expected.image, rtol=0, atol=1e-4)
 
 
 def test_random_shifts_repeat_and_never_count_as_converged():
