@@ -41,6 +41,7 @@ _SAMPLE_TEXTS = {
     "brain_kspace": "reconstruction: 8-coil k-space simulated from real MRI template slices",
 }
 _SAMPLE_OF_TASK = {"classification": "brain_lesion", "segmentation": "brain_tissue", "reconstruction": "brain_kspace"}
+_NO_WEIGHTS = "it has no weights yet: train it first"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -325,7 +326,8 @@ def _copy_bundle(options: argparse.Namespace) -> None:
     task = options.name.rpartition("_")[2]
     data, test = folder / "dataset", folder / "dataset" / "test"
     images = test / "images" if task == "segmentation" else test
-    print(f"Copied {options.name} to {folder}. It has no weights yet; train it first.\n")
+    weights = "its trained weights are in models/" if (folder / "models" / "model.pt").is_file() else _NO_WEIGHTS
+    print(f"Copied {options.name} to {folder}; {weights}.\n")
     if task in _SAMPLE_OF_TASK:
         words = [sys.executable, "-m", "monai_deqkan", "samples", _SAMPLE_OF_TASK[task], str(data)]
         print(f"Sample data, to try it on (for your own, change --dataset_dir below):\n  {shlex.join(words)}")

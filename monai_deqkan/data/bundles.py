@@ -13,8 +13,8 @@ from monai_deqkan._checks import check_choice, check_empty_folder
 
 __all__ = ["bundle_folder", "bundle_metadata", "bundle_names", "copy_bundle"]
 
-# What a bundle is; models, logs and results of runs in a checkout are not.
-_PARTS = ("configs", "docs", "LICENSE")
+# What a bundle is; checkpoints, logs and results of runs in a checkout are not.
+_PARTS = ("configs", "docs", "LICENSE", "models/model.pt", "models/model.json", "models/training_images.csv")
 
 
 def bundle_names() -> list[str]:
@@ -48,7 +48,9 @@ def bundle_metadata(name: str) -> dict[str, Any]:
 
 
 def copy_bundle(name: str, folder: str | Path) -> Path:
-    """Copy a bundle's configurations, documents and licence; weights and results of runs are left out.
+    """Copy a bundle's configurations, documents, licence and weights; checkpoints and results of runs are left out.
+
+    A checkout has the weights of the bundles that were published with some; an installed wheel has none.
 
     Args:
         name: one of :func:`bundle_names`.
@@ -80,6 +82,7 @@ def copy_bundle(name: str, folder: str | Path) -> Path:
             if (source / part).is_dir():
                 shutil.copytree(source / part, draft / part, ignore=shutil.ignore_patterns("__pycache__"))
             elif (source / part).is_file():
+                (draft / part).parent.mkdir(exist_ok=True)
                 shutil.copy2(source / part, draft / part)
         if target.exists():
             target.rmdir()
