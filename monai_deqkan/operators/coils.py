@@ -56,7 +56,7 @@ class CoilOperator(LinearOperator):
         S_{lk}`: one for sets that are normalized together, and for orthogonal sets that are normalized one by one.
         """
         sets = self.sets
-        gram = torch.stack([combine_coils(sets, sets[:, m]) for m in range(sets.shape[1])], dim=1).abs()
+        gram = torch.stack([combine_coils(sets.conj(), sets[:, m]) for m in range(sets.shape[1])], dim=1).abs()
         trace = gram.diagonal(dim1=1, dim2=2).sum(dim=-1)
         bound = torch.minimum(trace, gram.sum(dim=2).amax(dim=1))
         return bound.flatten(1).amax(dim=1).sqrt()
@@ -69,7 +69,7 @@ class CoilOperator(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Combine coil images ``(B, K, *space)`` to an image ``(B, *space)``, or ``(B, M, *space)`` with map sets."""
         self.check_coil_images(y)
-        images = combine_coils(self.sets, y)
+        images = combine_coils(self.sets.conj(), y)
         return images if self.has_sets else images.squeeze(1)
 
     def take(self, rows: Tensor) -> CoilOperator:
@@ -108,16 +108,16 @@ def spread_to_coils(sets: Tensor, images: Tensor) -> Tensor:
 
 
 def combine_coils(sets: Tensor, coils: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return ``sum_k conj(S_mk) y_k`` for maps ``(B, M, K, *space)`` and ``(B, K, *space)``: ``(B, M, *space)``.
+    """Return ``sum_k S_mk y_k`` for maps ``(B, M, K, *space)`` and coil images ``(B, K, *space)``: ``(B, M, *space)``.
 
     Args:
-        sets: the maps.
+        sets: the maps, or their conjugates for the SENSE combination.
         coils: coil images.
         onto: images to add the result to.
     """
     images = []
     for m in range(sets.shape[1]):
-        maps = sets[:, m].to(coils.dtype).conj()
+        maps = sets[:, m].to(coils.dtype)
         total = None if onto is None else onto[:, m]
         if coils.shape[1] == 1:
             one, image = maps.squeeze(1), coils.squeeze(1)
