@@ -2,6 +2,7 @@ import configparser
 import json
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.properties import MetaProperties
 from monai.utils import BundleProperty
@@ -68,3 +69,20 @@ def test_settings_named_in_the_model_card_exist(bundle):
     options = {word.removeprefix("--").partition("=")[0] for word in words}
     assert options
     assert options <= known
+
+
+@pytest.mark.parametrize("name", ["ce", "bce"])
+def test_class_weights_give_every_class_the_same_share_of_either_loss(make_bundle, name):
+    config = ConfigParser.load_config_file(
+        make_bundle("chest_xray_deqkan_classification").folder / "configs/train.json"
+    )
+    labels = torch.tensor([0, 0, 0, 1])
+    gradients = []
+    for weights in ("$torch.tensor([2 / 3, 2.0])", None):
+        parts = {"num_classes": 2, "class_weights": weights, "losses": config["losses"]}
+        logits = torch.zeros(4, 2, requires_grad=True)
+        loss = ConfigParser({"imports": ["$import torch"], **parts}).get_parsed_content(f"losses#{name}")
+        loss(logits, labels).backward()
+        gradients.append(logits.grad.sum(0))
+    torch.testing.assert_close(gradients[0], torch.zeros(2))
+    assert gradients[1][0] < 0 < gradients[1][1]
