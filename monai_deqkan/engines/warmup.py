@@ -19,8 +19,8 @@ class GradualWarmup(LRScheduler):
         \eta_t = \eta_0 \frac{t + 1}{N + 1} \quad (t < N), \qquad \eta_t = \eta^\mathrm{after}_{t - N} \quad (t \ge N)
 
     Differences from torch's ``SequentialLR`` of ``LinearLR`` and another: the length :math:`N` is a setting, not state,
-    so that a training resumed with another one goes on; the state nests that of ``after``; and no step has a learning
-    rate of zero, with which the first epoch would be lost.
+    so that a training resumed with another one goes on, and ``after`` from the step where it stood; the state nests
+    that of ``after``; and no step has a learning rate of zero, with which the first epoch would be lost.
 
     Args:
         optimizer: the optimizer, whose learning rates are :math:`\eta_0`.
@@ -56,7 +56,7 @@ class GradualWarmup(LRScheduler):
         if after is not None and after.optimizer is not optimizer:
             raise ValueError("`after` must be made for the same optimizer as the warm-up. Pass it that one.")
         self.after = after
-        self._after_start = [group["lr"] for group in optimizer.param_groups]  # as `after` has set them
+        self._start = [group["lr"] for group in optimizer.param_groups]
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
@@ -75,7 +75,7 @@ class GradualWarmup(LRScheduler):
             raise ValueError("`step` takes no epoch. Load a state with `load_state_dict` to go elsewhere.")
         passed = self.last_epoch + 1 - self.num_epochs  # steps of `after` that will have been made
         if passed == 0:
-            self._set(self._after_start)
+            self._set(self._after_rates())
         elif passed > 0 and self.after is not None:
             self.after.step()
         super().step()
@@ -92,8 +92,12 @@ class GradualWarmup(LRScheduler):
         if self.last_epoch < self.num_epochs:
             self._set(self.get_lr())
         else:
-            self._set(self._after_start if self.after is None else self.after.get_last_lr())
+            self._set(self._after_rates())
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _after_rates(self) -> list[Any]:
+        """Return the learning rates where ``after`` stands: its first ones, unless a resumed training came further."""
+        return self._start if self.after is None else self.after.get_last_lr()
 
     def _set(self, rates: list[Any]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

@@ -59,6 +59,17 @@ def test_resumes_exactly(name, stop, tmp_path):
     assert rates(second, 14 - stop) == pytest.approx(whole[stop:])
 
 
+@pytest.mark.parametrize("name", AFTER)
+@pytest.mark.parametrize(("length", "stop", "other", "passed"), [(2, 5, 7, 3), (7, 3, 2, 0), (3, 2, 5, 0)])
+def test_resumed_with_another_length_the_other_schedule_goes_on_where_it_stood(name, length, stop, other, passed):
+    first, second = make(name, length), make(name, other)
+    rates(first, stop)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    rise = [0.1 * (t + 1) / (other + 1) for t in range(stop, other)]
+    assert rates(second, len(rise) + 4) == pytest.approx(rise + alone(name, 9)[passed : passed + 4])
+
+
 def test_each_parameter_group_has_its_own_rate():
     other = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in (0.1, 1.0)])
     schedule = GradualWarmup(other, 1, StepLR(other, 1, gamma=0.5))
