@@ -61,8 +61,9 @@ class BestModelSaver:
         self.save_dir.mkdir(parents=True, exist_ok=True)
         weights = self.save_dir / "model.pt"
         torch.save(network.state_dict(), weights.with_suffix(".pt.part"))
-        replace_json(self.save_dir / "model.json", record)
+        # The weights first: a kill in between leaves a number that is too low, which a resumed training will beat.
         os.replace(weights.with_suffix(".pt.part"), weights)
+        replace_json(self.save_dir / "model.json", record)
         self.logger.info("Saved the best model so far (%s %.4f) to %s.", name, value, weights)
 
 
