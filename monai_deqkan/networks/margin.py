@@ -51,7 +51,7 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
 
     where the residual of the state ``z`` that was found pays for its distance from the equilibrium, and the Lipschitz
     constant of the pooling behind an equilibrium on a map of ``n`` places is 1 for the maximum, :math:`1 / \sqrt{n}`
-    for the mean, and :math:`\sqrt{1 + 1 / n}` for both side by side (1 without a map). Runs in evaluation mode.
+    for the mean, and at most :math:`\sqrt{1 + 1 / n}` for both side by side (1 without a map). Runs in evaluation mode.
     Holds up to rounding; residuals below 1e-7 of the state mean no more in float32.
 
     Args:
@@ -81,9 +81,7 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
     cell = network.equilibrium.cell
     factor = float(cell.certified_contraction(x).factor)
     residual = (cell(z, x) - z).double().flatten(1).norm(dim=1)
-    places = z[0, 0].numel()
-    pooling = {"max": 1.0, "avg": 1 / math.sqrt(places), "both": math.sqrt(1 + 1 / places)}[network.pool]
-    pooling = pooling if network.on_map else 1.0
+    pooling = _pool_lipschitz(network.pool, z[0, 0].numel()) if network.on_map else 1.0
     weight, logits = network.head.weight.double(), logits.double()
     if logits.shape[1] == 1:  # one logit, of the second of two classes
         weight, logits = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(logits), logits], 1)
@@ -98,7 +96,8 @@ def margin_bound(network: DEQKANClassifier, images: Tensor) -> MarginBound:
 
 
 def _pool_lipschitz(pool: str, places: int) -> float:
-    return {"max": 1.0, "avg": math.sqrt(1 / places), "both": math.sqrt(1 + 1 / places)}[pool]
+    """Return an upper bound of the Lipschitz constant of ``pool_space`` on maps of so many places."""
+    return {"max": 1.0, "avg": 1 / math.sqrt(places), "both": math.sqrt(1 + 1 / places)}[pool]
 
 
 def _check_parts(network: nn.Module) -> None:
