@@ -97,7 +97,8 @@ class ClassificationCalibration:
         )
         if numbers["num_rarest"] < 20:
             self.logger.warning(
-                "With so few validation images temperature and threshold are kept near 1 and 0.5. Add data to `val`."
+                "With so few validation images temperature and threshold are uncertain, though drawn towards 1 and "
+                "0.5. Add data to `val`."
             )
 
     def _validation_logits(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ class GradientClipper:
 
     Attach it to a trainer that fires ``IterationEvents.BACKWARD_COMPLETED``, as MONAI's ``SupervisedTrainer`` does. In
     mixed precision the gradients are unscaled before. A gradient with NaN or infinity stays as it is: the scaler skips
-    that step.
+    that step; without mixed precision it is taken. Not for gradients accumulated over several backward passes.
 
     Args:
         optimizer: the trainer's optimizer; its parameters' gradients are clipped.

@@ -117,7 +117,8 @@ def expected_calibration_error(
         num_bins: number of bins of equal width.
 
     Reference:
-        C. Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3.
+        C. Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3, who take the likeliest class where
+        there are two, too.
     """
     bins = reliability_bins(labels, probabilities, num_bins)
     filled = bins.num_cases > 0

@@ -65,7 +65,8 @@ def classification_scores(
 
     Of two classes the second is the positive one. With more, ``auc``, ``average_precision``, ``sensitivity``,
     ``specificity`` and ``f1`` are means over the classes, each against the rest; so ``sensitivity`` is then the
-    balanced accuracy. A class without an image, or with all of them, does not enter the means.
+    balanced accuracy. What is undefined of a class does not enter a mean: areas and specificity where it has all
+    images, areas and sensitivity where it has none; its F1 score is then 0 if it was predicted.
 
     Args:
         labels: classes, shape ``(N,)``.
