@@ -141,14 +141,8 @@ class MRIOperator(LinearOperator):
         """
         x = self._image(x)
         image_weights, kspace_weights = self._weights(x)
-        x, weights = x * image_weights, self.mask * kspace_weights
-        if torch.is_grad_enabled():
-            parts = [self._transform(x, coils).mul_(_of_coils(weights, coils)) for coils in self._groups(x)]
-            return torch.cat(parts, dim=1)
-        y = x.new_empty(x.shape[0], self._coils.sets.shape[2], *x.shape[2:])
-        for coils in self._groups(x):
-            self._transform(x, coils, out=y[:, coils]).mul_(_of_coils(weights, coils))
-        return y
+        # All coils at once: measured faster than a few at a time, since the whole stack is made anyway.
+        return self._transform(x * image_weights, slice(None)).mul_(self.mask * kspace_weights)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Map k-space ``(B, K, *space)`` to the zero-filled SENSE combination, of the shape that ``forward`` takes."""
@@ -204,9 +198,9 @@ class MRIOperator(LinearOperator):
         for start in range(0, num_coils, size):
             yield slice(start, min(start + size, num_coils))
 
-    def _transform(self, x: Tensor, coils: slice, out: Tensor | None = None) -> Tensor:
+    def _transform(self, x: Tensor, coils: slice) -> Tensor:
         """Return the k-space of some coils, neither centred nor scaled."""
-        return torch.fft.fftn(spread_to_coils(self._coils.sets[:, :, coils], x), dim=self._axes, out=out)
+        return torch.fft.fftn(spread_to_coils(self._coils.sets[:, :, coils], x), dim=self._axes)
 
     def _combine(self, y: Tensor, coils: slice, onto: Tensor | None) -> Tensor:
         """Return the conjugate combined images ``(B, M, *space)`` with those of some coils added; overwrites ``y``.
