@@ -1,4 +1,4 @@
-"""What the regularized reconstructions share: the problem, its scale, its norm, and what a solve returns."""
+"""What the reconstructions share: the problem, its scale, its norm, and what a solve returns."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ class Problem:
         weight: float | Tensor,
     ) -> Problem:
         """Check the arguments that all methods share and put the problem together."""
-        check_finite("kspace", check_tensor("kspace", kspace), "Mend or leave out the slice.")
-        if operator is None:
-            operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=kspace.ndim - 2)
-        elif mask is not None or sensitivity_maps is not None:
-            raise ValueError("Give either `operator`, or `mask` and `sensitivity_maps`; got both.")
+        operator = operator_of(kspace, mask, sensitivity_maps, operator)
         target = operator.adjoint(kspace)
         size = target.shape[0]
         if isinstance(weight, Tensor):
@@ -133,6 +129,19 @@ class Progress:
         stats = SolveStatistics(self.status, self.evaluations, self.residual, self.relative, history)
         stats.report_failure(on_failure, what)
         return stats
+
+
+def operator_of(
+    kspace: Tensor, mask: Tensor | None, sensitivity_maps: Tensor | None, operator: LinearOperator | None
+) -> LinearOperator:
+    """Return the operator that is given, or that of mask and maps, having checked that k-space is finite."""
+    check_tensor("kspace", kspace)
+    if operator is None:
+        return MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=kspace.ndim - 2)
+    if mask is not None or sensitivity_maps is not None:
+        raise ValueError("Give either `operator`, or `mask` and `sensitivity_maps`; got both.")
+    check_finite("kspace", kspace, "Remove broken samples before reconstruction.")
+    return operator
 
 
 def sample_norm(x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def tv_sense(
     with forward differences :math:`D_i` along the axes of space (none beyond the last pixel), of complex images. The
     scale :math:`s` makes :math:`\lambda` independent of the k-space's unit. ADMM on :math:`z = D x`; its image step
     is solved by conjugate gradients to a tenth of its residual, and residual balancing adapts its penalty during the
-    first 100 iterations, after which convergence is guaranteed.
+    first 100 iterations only: proofs of convergence ask for a fixed penalty (and for exact or ever better steps, which
+    ours are not; the stopping rule below tells whether a solve converged).
 
     A sample stops when :math:`\|D x - z\| \le` ``rtol`` :math:`\max(\|D x\|, \|z\|)` and
     :math:`\|A^H (A x - y) + D^H p\| \le` ``rtol`` :math:`\|A^H y\|`, where the dual variable :math:`p` is feasible and

@@ -109,7 +109,7 @@ def wavelet_sense(
         sensitivity_maps: see :meth:`MRIOperator.from_kspace`; None estimates them.
         operator: :math:`A` itself, in place of mask and maps.
         weight: :math:`\lambda`, dimensionless, at least 0; one number, or one per sample ``(B,)``.
-        levels: levels of the transform; fewer where an axis would come below eight pixels.
+        levels: levels of the transform; fewer where an axis would come below eight pixels, but at least one.
         max_iter: most iterations, one application of :math:`A^H A` each.
         rtol: tolerance, dimensionless.
         random_shifts: seed of a random shift of the wavelet grid in every iteration, which removes block artefacts but

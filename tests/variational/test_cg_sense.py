@@ -84,6 +84,26 @@ def test_path_is_scipys_path_and_ends_in_the_solution():
     torch.testing.assert_close(cg_sense(kspace, operator=operator, l2_weight=0.01, max_iter=200, rtol=1e-10), long)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_path_stays_at_the_solution_while_other_samples_go_on(dtype):
+    """A sample that only one coil sees is solved in one step; rounding then grew to 10^8 times the image."""
+    kspace, mask, maps, _ = problem((16, 18))
+    maps = maps.repeat(2, 1, 1, 1)
+    maps[0] = 0
+    maps[0, 0] = 1
+    kspace[0, 0] = kspace[0].sum(0)
+    kspace[0, 1:] = 0
+    operator = MRIOperator(mask, maps.to(dtype))
+    path = list(cg_sense_path(kspace.to(dtype), operator=operator, max_iter=8))
+    solution = operator.adjoint(kspace.to(dtype))[0]
+    for image in path:
+        assert (image[0] - solution).norm() <= 10 * torch.finfo(dtype).eps * solution.norm()
+    alone = cg_sense_path(kspace[1:].to(dtype), operator=operator.take(torch.tensor([1])), max_iter=8)
+    for got, expected in zip(path, alone, strict=True):
+        torch.testing.assert_close(got[1:], expected)
+    assert (path[-1][1] - path[-2][1]).norm() > 1e-5 * path[-1][1].norm()
+
+
 def test_one_sample_alone_equals_it_in_a_batch():
     kspace, mask, maps, _ = problem(snr_db=30)
     together = cg_sense(kspace, mask, maps)
