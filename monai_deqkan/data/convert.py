@@ -270,7 +270,8 @@ def _write(items: list[_Item], draft: Path, progress: bool | None) -> None:
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         item.write(draft / path)
         rows.append((item.source, path.as_posix(), item.label, item.part, file_sha256(draft / path)))
-    with (draft / MANIFEST).open("w", newline="", encoding="utf-8") as file:
+    # A file's name need not be UTF-8: what cannot be written so is written by its bytes.
+    with (draft / MANIFEST).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([_MANIFEST_COLUMNS, *rows])
 
 

@@ -122,7 +122,8 @@ class DataReport:
         """
         target = check_empty_folder(folder, "the report")
         target.mkdir(parents=True, exist_ok=True)
-        (target / "report.txt").write_text(self.text() + "\n", encoding="utf-8")
+        # A file's name need not be UTF-8; one that is not must not cost the report.
+        (target / "report.txt").write_text(self.text() + "\n", encoding="utf-8", errors="backslashreplace")
         content = {
             "dataset": self.dataset,
             "task": self.task,
@@ -154,5 +155,5 @@ class DataReport:
 
 
 def _write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([names, *rows])

@@ -113,6 +113,12 @@ def classification_items(
     files = {name: found[name] for name in names}
     if split:
         files = _hold_out_classes(dataset_dir, files, split, seed, patients)
+        without = [name for name in names if not files[name]]
+        if without:  # no area under the ROC curve could be computed, and so no model be chosen
+            raise ValueError(
+                f"The {split} side of {dataset_dir} would have no image of {', '.join(without)}: each class needs "
+                "images of at least two patients. Add patients, or make a folder val."
+            )
         _log_hold_out(dataset_dir, split, sum(map(len, files.values())))
     elif chosen != "train" and "train" in present:
         _warn_of_shared_patients(dataset_dir, chosen, patients)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from monai_deqkan.data.parts import PARTS
 
+_MAX_CLASSES = 10_000
 _LAYOUT = "Expected are MedMNIST's arrays train_images, train_labels, and the same for val and test."
 
 
@@ -85,13 +86,15 @@ def medmnist_class_names(labels: Sequence[int], names: Sequence[str] | None) -> 
     """Return a name per class number: those given, else the numbers, padded so that they sort rightly.
 
     Raises:
-        ValueError: if fewer names than classes are given.
+        ValueError: if fewer names than classes are given, or a class number is too large to be one.
 
     Example:
         >>> medmnist_class_names([0, 1, 10], None)[:2], medmnist_class_names([0, 1], ["no", "yes"])
         (['00', '01'], ['no', 'yes'])
     """
     count = max(labels, default=-1) + 1
+    if count > _MAX_CLASSES:
+        raise ValueError(f"Class numbers must lie below {_MAX_CLASSES}; got {count - 1}. Number the classes from 0.")
     if names is None:
         return [f"{label:0{len(str(count - 1))}d}" for label in range(count)]
     if len(names) < count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -71,16 +72,21 @@ def read_columns(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing, a value of a required one is empty, or the file has no rows.
+        ValueError: if a column is missing, a value of a required one is empty, or the file has no rows or is no UTF-8.
     """
     if not table.is_file():
         raise FileNotFoundError(f"There is no table {table}. Check the path.")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
-        found = _find_columns(table, list(reader.fieldnames or []), required, optional, columns)
-        rows = [{key: (row[name] or "").strip() for key, name in found.items()} for row in reader]
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+            found = _find_columns(table, list(reader.fieldnames or []), required, optional, columns)
+            rows = [{key: (row[name] or "").strip() for key, name in found.items()} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"The table {table} must be a CSV file in UTF-8; it cannot be read ({error}). Save it as one."
+        ) from None
     if not rows:
         raise ValueError(f"The table {table} must have at least one row below its column names; it has none.")
     for key in required:
@@ -117,7 +123,8 @@ def read_image_table(
             f"{len(missing)} of {len(rows)} images of {table} are not below {root}: {', '.join(missing[:5])}{more}. "
             "Name the folder that the paths are relative to, or take the rows out."
         )
-    twice = [file for file, count in Counter(row.file for row in found).items() if count > 1]
+    # "a.png" and "./a.png" are one image, which must not come into two parts or classes.
+    twice = [file for file, count in Counter(os.path.abspath(row.file) for row in found).items() if count > 1]
     if twice:
         raise ValueError(
             f"The table {table} may name each image once; {len(twice)} come more often, such as {twice[0]}. "

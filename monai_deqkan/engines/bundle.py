@@ -151,8 +151,8 @@ def load_task(path: str | os.PathLike[str], default: Mapping[str, Any] | None = 
             )
         return dict(default)
     try:
-        task = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        task = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The model's description cannot be read: {file} ({error}). Train anew.") from error
     if not isinstance(task, dict):
         raise ValueError(f"The model's description must be a JSON object: {file}.")
@@ -168,7 +168,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file does not hold this network's weights.
+        ValueError: if the file does not hold this network's weights, or they are not finite.
     """
     file = Path(path)
     if not file.is_file():
@@ -181,6 +181,12 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
             f"The weights in {file} do not fit this network, or the file is damaged: {error}. Use the settings that it "
             "was trained with."
         ) from error
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    broken = [name for name, value in tensors if not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"The weights in {file} must be finite; {', '.join(broken[:3])} hold NaN or infinity. Train anew."
+        )
     return network
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import h5py
@@ -196,3 +198,12 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
         check_dataset(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="min_correlation"):
         check_dataset(tmp_path, min_correlation=1.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8_are_reported(clean: Path, tmp_path: Path) -> None:
+    file = next(clean.rglob("*.png"))
+    (file.parent / os.fsdecode(b"copy\xff.png")).write_bytes(file.read_bytes())
+    target = check_dataset(clean).write(tmp_path / "report")
+    assert r"copy\udcff.png" in (target / "report.txt").read_text(encoding="utf-8")
+    assert r"copy\udcff.png" in (target / "pairs.csv").read_text(encoding="utf-8")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,19 @@ def test_what_does_not_fit_is_said(plain: Path, tmp_path: Path) -> None:
             convert_dataset(source, tmp_path / "target", **options)
     with pytest.raises(FileNotFoundError):
         convert_dataset(tmp_path / "nowhere", tmp_path / "target")
+
+
+def test_a_huge_class_number_is_refused_at_once(tmp_path: Path) -> None:
+    medmnist(tmp_path / "a.npz", (4, 4), train_images=np.zeros((2, 4, 4), np.uint8), train_labels=np.array([0, 2**62]))
+    with pytest.raises(ValueError, match="Class numbers must lie below 10000; got 4611686018427387904"):
+        convert_dataset(tmp_path / "a.npz", tmp_path / "b")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("link", [False, True])
+def test_names_that_are_no_utf8_are_converted(plain: Path, tmp_path: Path, link: bool) -> None:
+    odd = os.fsdecode(b"p\xff.png")
+    save(plain / "sick" / "odd.png", 99).rename(plain / "sick" / odd)
+    target = convert_dataset(plain, tmp_path / "data", link=link)
+    assert [file.name for file in target.rglob("p?.png")] == [odd]
+    assert sum(r"p\udcff.png" in row["source"] for row in manifest(target)) == 1

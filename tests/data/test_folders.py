@@ -240,3 +240,14 @@ def test_image_files_looks_below_and_knows_dicom_by_content(tmp_path: Path) -> N
     assert found == ["IM0001", "b.png", "deep/er/A.PNG"]
     with pytest.raises(ValueError, match=r"No image was found below .*\.nii\.gz"):
         image_files((tmp_path / "empty").mkdir() or tmp_path / "empty")
+
+
+def test_a_class_of_a_single_patient_cannot_be_held_out(tmp_path):
+    for name in ("p1_0", "p1_1", "p1_2"):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "a" / f"{name}.png").write_bytes(b"")
+    for name in ("p2_0", "p3_0", "p4_0", "p5_0"):
+        (tmp_path / "train" / "b").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "b" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"val side of .* no image of a: .* at least two patients"):
+        classification_items(tmp_path, "val", patients=r"^p(\d+)")

@@ -49,6 +49,8 @@ def test_absolute_paths(folder: Path) -> None:
         ("file,other\nimages/a.png,x\n", r"column for the label, such as label, class, class_name; it has file, other"),
         ("file,label\nimages/a.png,\n", r"column 'label' is empty in 1 row\(s\), the first on line 2"),
         ("file,label\nimages/a.png,x\nimages/a.png,y\n", r"1 come more often, such as .*a\.png"),
+        ("file,label\nimages/a.png,x\nimages/../images/a.png,y\n", r"1 come more often, such as .*a\.png"),
+        ("file,label\n" + "a" * 200_000 + ",x\n", r"table\.csv must be a CSV file in UTF-8; .*limit.*Save it"),
         ("file,label\nimages/a.png,x|y\n", "one class per image; got 'x|y'"),
         ("file,label,split\nimages/a.png,x,holdout\n", r"a\.png has 'holdout'.*take the column out"),
     ],
@@ -65,3 +67,11 @@ def test_missing_things_are_named(folder: Path) -> None:
         read_image_table(write(folder, "file,label\nimages/a.png,1\n"), TableColumns(label="lable"))
     with pytest.raises(FileNotFoundError, match="no table"):
         read_image_table(folder / "none.csv")
+
+
+def test_a_table_of_another_encoding_is_named(folder: Path) -> None:
+    table = folder / "table.csv"
+    for encoding in ("latin-1", "utf-16"):
+        table.write_bytes("file,label\nimages/a.png,gesünder\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"table\.csv must be a CSV file in UTF-8"):
+            read_image_table(table)

@@ -180,3 +180,18 @@ def test_files_that_would_run_code_are_refused(tmp_path):
     torch.save({"weight": Payload()}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="do not fit this network"):
         load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = nn.Linear(2, 3).state_dict()
+    state["bias"][1] = value
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt must be finite; bias hold NaN or infinity"):
+        load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
+
+
+def test_a_description_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "model.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"cannot be read: .*model\.json"):
+        load_task(tmp_path / "model.json")
