@@ -2,6 +2,7 @@
 
 # No postponed annotations here: torch.jit.script cannot read them on functions that it compiles.
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -14,6 +15,7 @@ from monai_deqkan._checks import check_choice, check_int, check_range, check_spa
 from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.deq_cell import KANCell, MLPCell
 from monai_deqkan.networks.blocks.image_features import ImageFeatures
+from monai_deqkan.networks.layers.basis import BASES
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.solvers import FixedPointSolver
@@ -150,7 +152,8 @@ class DEQKANClassifier(FeatureClassifier):
             tied weights: an ordinary network of finite depth, for comparison. Nothing is solved, and ``solver`` and
             ``adjoint`` are not used.
         kan_settings: settings of the cell's KAN layer, over ``basis="gaussian"``, ``grid_size=15``: 16 Gaussians on
-            [-3, 3]. ``{"basis": "bspline", "grid_size": 5}`` takes splines.
+            [-3, 3]. ``{"basis": "bspline", "grid_size": 5}`` takes splines; a basis without a grid gets no
+            ``grid_size``.
         solver: fixed-point solver, by name, ``(name, settings)`` or object.
         adjoint: how gradients get through the solve, in the same three ways.
 
@@ -209,7 +212,7 @@ class DEQKANClassifier(FeatureClassifier):
         check_choice("cell", cell, ("kan", "mlp"))
         if not self.on_map and kernel_size != 1:
             raise ValueError(f"`kernel_size` is for `equilibrium_on='map'`; got {kernel_size}. Leave it out.")
-        settings = {"basis": "gaussian", "grid_size": 15, **(kan_settings or {})}
+        settings = _kan_settings(kan_settings)
         dims = spatial_dims if self.on_map else 0
         kan = KANCell(
             hidden_features,
@@ -266,6 +269,15 @@ class ExplicitSteps(nn.Module):
             for _ in range(self.num_steps):
                 z = self.cell(z, x)
         return z
+
+
+def _kan_settings(given: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of the cell's KAN layer; a basis without a grid, such as Chebyshev's, gets none."""
+    settings = {"basis": "gaussian", **(given or {})}
+    name = settings["basis"]
+    if isinstance(name, str) and "grid_size" in inspect.signature(BASES.get(name)).parameters:
+        settings.setdefault("grid_size", 15)
+    return settings
 
 
 def _equal_mlp(kan: KANCell, features: int, spatial_dims: int, kernel_size: int) -> MLPCell:

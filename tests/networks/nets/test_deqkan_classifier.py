@@ -267,3 +267,12 @@ def test_wrong_variants_are_named():
         small(num_steps=0)
     with pytest.raises(ValueError, match="`backbone` must be one of"):
         small(backbone="resnet")
+
+
+@pytest.mark.parametrize("basis", ["chebyshev", ("fourier", {"num_frequencies": 3})])
+@pytest.mark.parametrize("equilibrium_on", ["features", "map"])
+def test_a_basis_without_a_grid_needs_no_further_setting(basis, equilibrium_on):
+    network, x = small(equilibrium_on=equilibrium_on, kan_settings={"basis": basis}), images(2, 1, (32, 28))
+    network(x).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+    assert certify(network.eval(), x).is_certified
