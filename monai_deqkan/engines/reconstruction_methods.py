@@ -169,8 +169,9 @@ class TunedWeights:
         """Return the weight tuned in the nearest setting: noise first, then the mask, then the acceleration."""
 
         def distance(entry: Mapping[str, Any]) -> tuple[float, bool, float]:
-            noise = 0.0 if entry["snr_db"] == snr_db else abs((entry["snr_db"] or 1e3) - (snr_db or 1e3))
-            return noise, entry["mask"] != mask, abs(math.log(entry["acceleration"] / acceleration))
+            # No noise is the end of the scale; 0 dB is not.
+            tuned, wanted = (1e3 if value is None else value for value in (entry["snr_db"], snr_db))
+            return abs(tuned - wanted), entry["mask"] != mask, abs(math.log(entry["acceleration"] / acceleration))
 
         fitting = [entry for entry in self.entries if entry["method"] == method]
         return float(min(fitting, key=distance)["weight"]) if fitting else None

@@ -123,9 +123,11 @@ def _search(
     left, right = grid[max(best - 1, 0)], grid[min(best + 1, num_grid - 1)]
     ratio = (math.sqrt(5) - 1) / 2
     inner = [right - ratio * (right - left), left + ratio * (right - left)]
-    for _ in range(num_refine // 2 + num_refine % 2):
-        first, second = at(inner[0]), at(inner[1])
-        if first >= second:
+    for step in range(num_refine):
+        first = at(inner[0])
+        if step == 0:
+            continue  # two inner points before the first cut, one more before each other
+        if first >= at(inner[1]):
             right, inner = inner[1], [inner[1] - ratio * (inner[1] - left), inner[0]]
         else:
             left, inner = inner[0], [inner[1], inner[0] + ratio * (right - inner[0])]

@@ -11,6 +11,7 @@ from monai_deqkan.data import write_kspace
 from monai_deqkan.engines import RIVALS, SuiteSettings, TunedWeights, evaluate_reconstructions, tune_reconstruction
 from monai_deqkan.engines import reconstruction_suite as suite
 from monai_deqkan.engines.reconstruction_cases import make_case
+from monai_deqkan.engines.reconstruction_tuning import _search
 from monai_deqkan.metrics import head_region, nmse, psnr, ssim, vif
 from monai_deqkan.operators import MRIOperator, simulate_kspace, smooth_coil_maps
 
@@ -159,6 +160,17 @@ def test_nearest_tuned_weight():
     assert tuned.find("tv", "equispaced", 4, None) == 1
     assert tuned.find("tv", "random", 4, 25) == 3
     assert tuned.find("wavelet", "random", 4, None) is None
+    noisy = TunedWeights([{**entries[0], "snr_db": 0, "weight": 4}, {**entries[0], "snr_db": 30}])
+    assert noisy.find("tv", "random", 4, 10) == 4
+    assert noisy.find("tv", "random", 4, None) == 1
+
+
+@pytest.mark.parametrize("num_refine", range(6))
+def test_tuning_tries_as_many_weights_as_it_is_told(num_refine):
+    tried = _search(lambda weight: -((np.log(weight) + 4) ** 2), RIVALS["tv"], 5, num_refine)
+    assert len(tried) == 5 + num_refine
+    errors = [abs(np.log(weight) + 4) for weight in tried]
+    assert min(errors) < (0.1 if num_refine == 5 else 1.5)
 
 
 def test_bad_input_is_refused(folder, tmp_path):
