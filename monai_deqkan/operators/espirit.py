@@ -57,7 +57,8 @@ def espirit_maps(
         largest eigenvalue first. Ones for a single coil, zeros for a sample of zeros.
 
     Raises:
-        ValueError: if zero frequency is not measured, shapes disagree, or there are more sets than coils.
+        ValueError: if zero frequency is not measured, k-space is not finite, shapes disagree, or there are more sets
+            than coils.
 
     Example:
         >>> from monai_deqkan.operators import simulate_kspace, smooth_coil_maps

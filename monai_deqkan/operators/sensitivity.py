@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_int, check_spatial_dims, check_tensor
+from monai_deqkan._checks import check_finite, check_int, check_spatial_dims, check_tensor
 from monai_deqkan.operators.fourier import FourierOperator
 from monai_deqkan.operators.sampling import infer_mask
 
@@ -43,7 +43,7 @@ def estimate_sensitivity_maps(
         Complex, dimensionless, shape ``(B, K, *space)``.
 
     Raises:
-        ValueError: if zero frequency is not measured, or shapes disagree.
+        ValueError: if zero frequency is not measured, k-space is not finite, or shapes disagree.
 
     Example:
         >>> kspace = torch.randn(1, 4, 16, 16, dtype=torch.complex64)
@@ -99,7 +99,7 @@ def low_frequency_images(
 
 
 def check_coil_kspace(kspace: Tensor, spatial_dims: int) -> None:
-    """Check that k-space is complex and has the axes ``(B, K, *space)``.
+    """Check that k-space is complex and finite and has the axes ``(B, K, *space)``.
 
     Raises:
         ValueError: otherwise.
@@ -110,6 +110,7 @@ def check_coil_kspace(kspace: Tensor, spatial_dims: int) -> None:
             f"`kspace` must be complex of shape (B, K, *space) with {spatial_dims} spatial axes; got {kspace.dtype} of "
             f"shape {tuple(kspace.shape)}."
         )
+    check_finite("kspace", kspace, "Remove broken samples before coil maps are estimated.")
 
 
 def center_widths(mask: Tensor, kspace: Tensor, spatial_dims: int) -> Tensor:

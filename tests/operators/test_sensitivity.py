@@ -3,7 +3,9 @@ import torch
 
 from monai_deqkan.operators import (
     FourierOperator,
+    espirit_maps,
     estimate_sensitivity_maps,
+    low_frequency_images,
     random_mask,
     simulate_kspace,
     smooth_coil_maps,
@@ -108,3 +110,12 @@ def test_combination_with_own_maps_keeps_the_root_sum_of_squares():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.randn(2, 3, 8, 8, dtype=torch.complex64, generator=seeded()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("estimate", [estimate_sensitivity_maps, espirit_maps, low_frequency_images])
+def test_kspace_that_is_not_finite_is_refused(estimate, bad):
+    kspace = torch.randn(2, 3, 8, 8, dtype=torch.complex64, generator=seeded())
+    kspace[1, 0, 4, 4] = bad
+    with pytest.raises(ValueError, match="1 of 384 values are NaN or infinite"):
+        estimate(kspace)
