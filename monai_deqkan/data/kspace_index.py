@@ -106,8 +106,11 @@ def _read(folder: Path, index_dir: str | os.PathLike[str] | None) -> dict[str, A
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if content.get("version") == _VERSION and content.get("folder") == str(folder):
-            return dict(content["files"])
+        # A damaged index is read anew from the files, whatever it holds.
+        if isinstance(content, dict) and content.get("version") == _VERSION and content.get("folder") == str(folder):
+            entries = content.get("files")
+            if isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values()):
+                return {name: entry for name, entry in entries.items() if "stamp" in entry}
     return {}
 
 

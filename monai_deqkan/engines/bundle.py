@@ -149,14 +149,25 @@ def load_task(path: str | os.PathLike[str], default: Mapping[str, Any] | None = 
             raise FileNotFoundError(
                 f"No trained model at {file.with_suffix('.pt')}. Run the bundle's train.json first."
             )
-        return dict(default)
+        return _Task(file, default)
     try:
         task = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The model's description cannot be read: {file} ({error}). Train anew.") from error
     if not isinstance(task, dict):
         raise ValueError(f"The model's description must be a JSON object: {file}.")
-    return {**(default or {}), **task}
+    return _Task(file, {**(default or {}), **task})
+
+
+class _Task(dict[str, Any]):
+    """What a model is for; asking for what the file does not tell is an error that names the file."""
+
+    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"The model's description {self.file} lacks {key!r}. Train anew, or restore the file.")
 
 
 def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -102,6 +103,9 @@ class SuiteSettings:
                 raise ValueError(f"`{name}` must be a sequence of at least one value; got {getattr(self, name)!r}.")
         for acceleration in self.accelerations:
             check_range("accelerations", acceleration, 1.0)
+        for snr in self.noise:
+            if snr is not None and not math.isfinite(snr):
+                raise ValueError(f"`noise` must hold finite ratios in dB, or None for no noise; got {snr}.")
         if self.max_slices is not None:
             check_int("max_slices", self.max_slices)
         if self.crop is not None and (len(self.crop) != 2 or min(self.crop) < 7):
@@ -114,13 +118,13 @@ class SuiteSettings:
         Raises:
             ValueError: for a mask that cannot be drawn.
         """
-        found = []
+        found: dict[Scenario, None] = {}  # in order; a value given twice counts once
         for mask in self.masks:
             for acceleration in self.accelerations:
                 center = 0.32 / acceleration if self.center_fraction is None else self.center_fraction
                 UndersampleKspace(acceleration, center, pattern=mask)
-                found += [Scenario(mask, float(acceleration), center, snr) for snr in self.noise]
-        return found
+                found |= {Scenario(mask, float(acceleration), center, snr): None for snr in self.noise}
+        return list(found)
 
 
 @dataclass(frozen=True)

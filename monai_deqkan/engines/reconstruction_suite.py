@@ -137,11 +137,18 @@ def _claim(out: Path, settings: SuiteSettings, cells: Sequence[_Cell], slices: l
         check_empty_folder(out, "the evaluation (`output_dir`)")
         (out / "cells").mkdir(parents=True, exist_ok=True)
         _write(file, json.dumps(plan, indent=1))
-    elif json.loads(file.read_text()) != plan:
+    elif _read_json(file) != plan:
         raise FileExistsError(
             f"The folder {out} holds an evaluation with other data, methods or settings. Nothing was changed; name a "
             "new folder, or repeat the command that began it."
         )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Delete it, and repeat the command that began it.") from None
 
 
 def _groups(cells: Sequence[_Cell]) -> Iterator[list[_Cell]]:
@@ -215,7 +222,7 @@ def _score(
     start = time.perf_counter()
     try:
         result = cell.method(case.kspace.to(device), case.mask.to(device), case.maps.to(device), cell.weight)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ValueError(f"{cell.method.name} failed on slice {item['slice']} of {cell.file}: {error}") from error
     image = _cropped(result.image.cpu(), case, settings)
     row = {
@@ -268,7 +275,7 @@ def _peak_memory(cell: _Cell, case: Case, device: torch.device) -> float | None:
 
 def _finish(out: Path, settings: SuiteSettings, cells: Sequence[_Cell]) -> dict[str, Any]:
     """Write the tables and the report from the cells."""
-    contents = [(cell, json.loads(cell.path(out).read_text())) for cell in cells]
+    contents = [(cell, _read_json(cell.path(out))) for cell in cells]
     slices = [row for _, content in contents for row in content["rows"]]
     volumes = [
         {
@@ -374,7 +381,7 @@ def _examples(out: Path, cells: Sequence[_Cell]) -> dict[str, dict[str, Any]]:
         if cell.file != cells[0].file:
             continue
         path = cell.path(out)
-        content = json.loads(path.read_text())
+        content = _read_json(path)
         with np.load(path.with_suffix(".npz")) as arrays:
             entry = examples.setdefault(
                 cell.scenario.name, {"reference": arrays["reference"], "images": {}, "scores": {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class BestModelSaver:
 
     Raises:
         TypeError: if ``task`` is not JSON.
+        ValueError: if the earlier run's ``model.json`` is damaged.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class BestModelSaver:
         self.logger = logging.getLogger(__name__)
         self.best = float("-inf")
         if resume and (self.save_dir / "model.json").is_file():
-            self.best = float(json.loads((self.save_dir / "model.json").read_text())["key_metric"]["value"])
+            self.best = _best_so_far(self.save_dir / "model.json")
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator that computes the key metric."""
@@ -53,6 +55,8 @@ class BestModelSaver:
     def _save_if_better(self, engine: Any) -> None:
         name = engine.state.key_metric_name
         value = float(engine.state.metrics[name])
+        if math.isnan(value):
+            self.logger.warning("%s is not a number: this epoch's model is not kept. Check the validation part.", name)
         if not value > self.best:
             return
         self.best = value
@@ -65,6 +69,16 @@ class BestModelSaver:
         os.replace(weights.with_suffix(".pt.part"), weights)
         replace_json(self.save_dir / "model.json", record)
         self.logger.info("Saved the best model so far (%s %.4f) to %s.", name, value, weights)
+
+
+def _best_so_far(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["key_metric"]["value"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} does not tell the best metric of the training that goes on ({type(error).__name__}: {error}). "
+            "Move model.json and model.pt away; the next best model will be saved anew."
+        ) from None
 
 
 def replace_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -30,8 +30,9 @@ def espirit_maps(
     r"""Estimate sensitivity maps by ESPIRiT from the fully sampled centre of k-space.
 
     All patches of ``kernel_size`` samples of all coils in the central block are the rows of a calibration matrix; the
-    right singular vectors :math:`v_j` of its singular values above ``threshold`` span what such patches can be. At a
-    pixel :math:`r`, with :math:`\hat v_{jk}` the inverse Fourier transform of coil :math:`k` of a vector,
+    conjugates :math:`v_j` of the right singular vectors of its singular values above ``threshold`` span what such
+    patches can be. At a pixel :math:`r`, with :math:`\hat v_{jk}` the inverse Fourier transform of coil :math:`k` of a
+    vector,
 
     .. math:: \mathcal G(r)_{kl} = \frac{1}{|\text{patch}|} \sum_j \hat v_{jk}(r)\, \overline{\hat v_{jl}(r)}, \qquad
         \mathcal G(r)\, S(r) = \lambda(r)\, S(r)

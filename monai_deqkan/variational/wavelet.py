@@ -113,7 +113,8 @@ def wavelet_sense(
         max_iter: most iterations, one application of :math:`A^H A` each.
         rtol: tolerance, dimensionless.
         random_shifts: seed of a random shift of the wavelet grid in every iteration, which removes block artefacts but
-            has no fixed problem to converge to: all ``max_iter`` iterations are spent, and none counts as converged.
+            has no fixed problem to converge to: all ``max_iter`` iterations are spent, and none counts as converged
+            (k-space of zeros apart).
         on_failure: what to do when a sample does not converge: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
     Returns:

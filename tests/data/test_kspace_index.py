@@ -62,7 +62,10 @@ def test_a_damaged_or_foreign_index_is_made_anew(files, tmp_path, opened):
     describe_kspace_files(files, tmp_path / "index")
     (index,) = (tmp_path / "index").iterdir()
     good = index.read_text()
-    for text in (good[:40], json.dumps({"version": 0, "folder": "x", "files": {}})):
+    lacking = json.loads(good)
+    lacking["files"] = {name: {"shape": [1, 1, 1, 1]} for name in lacking["files"]}
+    foreign = json.dumps({"version": 0, "folder": "x", "files": {}})
+    for text in (good[:40], foreign, "[]", json.dumps({**lacking, "files": 3}), json.dumps(lacking)):
         index.write_text(text)
         opened.clear()
         describe_kspace_files(files, tmp_path / "index")

@@ -144,6 +144,10 @@ def test_task_that_cannot_be_had(tmp_path):
     file.write_text('{"threshold": 0')
     with pytest.raises(ValueError, match=r"cannot be read: .*model\.json .*Train anew"):
         load_task(file, {})
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.json lacks 'split_seed'"):
+        load_task(file)["split_seed"]
+    assert load_task(file).get("split_seed", 3) == 3
     file.write_text("[1]")
     with pytest.raises(ValueError, match="must be a JSON object"):
         load_task(file)

@@ -150,6 +150,12 @@ def test_tuning_finds_the_best_of_a_dense_grid_and_evaluation_uses_it(folder, tm
     assert "other data, methods or settings" in capsys.readouterr().err
 
 
+def test_a_value_given_twice_counts_once():
+    once, twice = (SuiteSettings(masks=("random",), accelerations=a, noise=(None, 20.0)) for a in ((4, 8), (4, 8, 4.0)))
+    assert twice.scenarios() == once.scenarios()
+    assert len(once.scenarios()) == 4
+
+
 def test_nearest_tuned_weight():
     entries = [
         {"method": "tv", "mask": mask, "acceleration": r, "snr_db": snr, "weight": w}
@@ -178,6 +184,7 @@ def test_bad_input_is_refused(folder, tmp_path):
     for call, message in (
         (lambda: SuiteSettings(masks=("spiral",)), "must be one of"),
         (lambda: SuiteSettings(region="brain"), "region"),
+        (lambda: SuiteSettings(noise=(float("nan"),)), "finite ratios"),
         (lambda: SuiteSettings(crop=(4, 4)), "crop"),
         (lambda: evaluate_reconstructions(folder, tmp_path / "o", ("tvv",)), "Did you mean 'tv'"),
         (lambda: evaluate_reconstructions(folder, tmp_path / "o", ("tv", "tv")), "each once"),

@@ -104,3 +104,17 @@ def test_looks_through_the_wrapper_of_distributed_training(tmp_path):
 def test_task_must_be_json(tmp_path):
     with pytest.raises(TypeError, match="JSON"):
         BestModelSaver(tmp_path, network(), {"device": torch.device("cpu")})
+
+
+@pytest.mark.parametrize("text", ['{"a', "{}", '{"key_metric": {"value": null}}'])
+def test_a_damaged_record_of_the_best_model_is_named(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.json does not tell the best metric"):
+        BestModelSaver(tmp_path, network(), TASK, resume=True)
+    assert (tmp_path / "model.json").read_text() == text
+
+
+def test_a_metric_that_is_no_number_keeps_no_model_and_says_so(tmp_path, caplog):
+    train(tmp_path, [float("nan")])
+    assert "is not a number" in caplog.text
+    assert not (tmp_path / "model.pt").exists()

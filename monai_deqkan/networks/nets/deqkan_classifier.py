@@ -283,7 +283,7 @@ def _kan_settings(given: dict[str, Any] | None) -> dict[str, Any]:
 def _equal_mlp(kan: KANCell, features: int, spatial_dims: int, kernel_size: int) -> MLPCell:
     """Return the MLP cell whose number of parameters is nearest to that of a KAN cell."""
     count = sum(parameter.numel() for parameter in kan.parameters())
-    per_hidden = features * kernel_size ** max(spatial_dims, 0) + 1 + features
+    per_hidden = features * kernel_size**spatial_dims + 1 + features
     hidden = max(1, round(count / per_hidden))
     return MLPCell(features, hidden, contraction=kan.contraction, spatial_dims=spatial_dims, kernel_size=kernel_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -77,9 +78,12 @@ def read_kspace_header(path: str | Path) -> KspaceHeader | None:
     def value(*names: str) -> float | None:
         found = root.find("/".join(f"{_NAMESPACE}{name}" for name in ("encoding", *names)))
         try:
-            return None if found is None or found.text is None else float(found.text)
+            number = None if found is None or found.text is None else float(found.text)
         except ValueError:
-            raise ValueError(f"{'/'.join(names)} in the ISMRMRD header of {path} must be a number.") from None
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{'/'.join(names)} in the ISMRMRD header of {path} must be a number.")
+        return number
 
     def whole(*names: str) -> int | None:
         number = value(*names)

@@ -54,6 +54,7 @@ def test_what_a_header_does_not_tell_is_none(tmp_path):
         (BARE.replace("<x>8</x>", ""), "encodedSpace/matrixSize"),
         (BARE.replace("<x>4</x>", "<x>0</x>"), "reconSpace/matrixSize"),
         (BARE.replace("<x>8</x>", "<x>many</x>"), "must be a number"),
+        (BARE.replace("<x>8</x>", "<x>inf</x>"), "must be a number"),
     ],
 )
 def test_broken_headers_are_one_clear_error_without_their_text(tmp_path, header, message):
