@@ -31,8 +31,8 @@ class ClassificationCalibration:
 
     When the training ends, early or not, the saved weights are run over all validation images. One temperature
     (:func:`~monai_deqkan.metrics.fit_temperature`) divides the logits from then on, and of two classes a threshold
-    (:func:`~monai_deqkan.metrics.choose_threshold`) decides. Both are drawn towards 1 and 0.5 where there are few
-    images, and the log says so. Scores on these same images are too good by it, if only a little.
+    (:func:`~monai_deqkan.metrics.choose_threshold`) decides. Both stay near 1 and 0.5 where the images say
+    little, and the log says when there are few. Scores on these same images are too good by it, if only a little.
 
     The ranges (:func:`~monai_deqkan.metrics.training_ranges`) tell inference which images are unlike those of the
     training. Of a large training set ``max_images`` chosen by chance are looked at.
@@ -97,8 +97,8 @@ class ClassificationCalibration:
         )
         if numbers["num_rarest"] < 20:
             self.logger.warning(
-                "With so few validation images temperature and threshold are uncertain, though drawn towards 1 and "
-                "0.5. Add data to `val`."
+                "With so few validation images temperature and threshold are uncertain, though kept near 1 and 0.5 "
+                "where they say little. Add data to `val`."
             )
 
     def _validation_logits(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -169,17 +169,19 @@ def fit_temperature(
     return float(math.exp(found.x))
 
 
-def choose_threshold(labels: ArrayLike | Tensor, probabilities: ArrayLike | Tensor, *, prior_count: float = 5) -> float:
+def choose_threshold(
+    labels: ArrayLike | Tensor, probabilities: ArrayLike | Tensor, *, num_standard_errors: float = 1.0
+) -> float:
     """Choose the probability of the second of two classes from which on it is to be predicted.
 
-    It is the threshold of the best balanced accuracy (mean of sensitivity and specificity), of several equally good
-    ones the nearest to 0.5, half-way between two images; then drawn towards 0.5, on the scale of log-odds, by the
-    factor ``n / (n + prior_count)`` with ``n`` images of the rarer class: few images say little about a threshold.
+    Of all thresholds whose balanced accuracy (mean of sensitivity and specificity) lies at most a standard error below
+    the best one, it is the nearest to 0.5, half-way between two images: what a validation part cannot tell from 0.5 is
+    no reason to leave it.
 
     Args:
         labels: classes 0 and 1, shape ``(N,)``.
         probabilities: shape ``(N, 2)``.
-        prior_count: number of images of the rarer class at which the shift from 0.5 is halved; 0 for the best
+        num_standard_errors: how many standard errors below the best still count as equally good; 0 for the best
             threshold itself.
 
     Returns:
@@ -190,23 +192,29 @@ def choose_threshold(labels: ArrayLike | Tensor, probabilities: ArrayLike | Tens
 
     Example:
         >>> labels, chance = [0, 0, 0, 1, 1, 1], [0.1, 0.6, 0.7, 0.8, 0.9, 0.9]
-        >>> round(choose_threshold(labels, [[1 - p, p] for p in chance], prior_count=0), 3)
+        >>> round(choose_threshold(labels, [[1 - p, p] for p in chance], num_standard_errors=0), 3)
         0.753
+
+    Reference:
+        The rule of one standard error: L. Breiman, J. H. Friedman, R. A. Olshen and C. J. Stone, "Classification and
+        regression trees" (1984), section 3.4.3. Rates are taken as ``(k + 1) / (n + 2)`` in the error, so that a rate
+        of 1 in few images does not count as certain.
     """
     truth, table = labels_and_probabilities(labels, probabilities)
     if table.shape[1] != 2:
         raise ValueError(f"A threshold is for two classes; got probabilities of {table.shape[1]}.")
-    check_range("prior_count", prior_count, 0.0)
-    rarer = min(int((truth == 1).sum()), int((truth == 0).sum()))
-    if rarer == 0:
+    check_range("num_standard_errors", num_standard_errors, 0.0)
+    counts = np.array([(truth == label).sum() for label in (0, 1)])
+    if counts.min() == 0:
         return 0.5
     odds = logit(np.clip(table[:, 1], 1e-6, 1 - 1e-6))
     levels = np.unique(odds)
     cuts = (levels[1:] + levels[:-1]) / 2
     # Where 0.5 lies between two images it stands for their gap.
     cuts = np.unique(np.append(cuts[np.searchsorted(levels, cuts) != np.searchsorted(levels, 0.0)], 0.0))
-    below = [np.searchsorted(np.sort(odds[truth == label]), cuts) / (truth == label).sum() for label in (0, 1)]
-    score = below[0] - below[1]  # specificity + sensitivity - 1
-    best = cuts[score >= score.max() - 1e-12]
-    chosen = float(best[np.abs(best).argmin()])
-    return float(expit(chosen * rarer / (rarer + prior_count)))
+    below = [np.searchsorted(np.sort(odds[truth == label]), cuts) for label in (0, 1)]
+    score = below[0] / counts[0] - below[1] / counts[1]  # specificity + sensitivity - 1
+    rates = (np.stack(below, axis=1)[score.argmax()] + 1) / (counts + 2)
+    error = float(np.sqrt((rates * (1 - rates) / counts).sum()))
+    good = cuts[score >= score.max() - num_standard_errors * error - 1e-12]
+    return float(expit(good[np.abs(good).argmin()]))

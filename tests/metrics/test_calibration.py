@@ -56,19 +56,29 @@ def test_few_images_hardly_move_the_temperature_and_separable_ones_stop_at_the_b
 def test_threshold_is_the_best_of_all(seed):
     labels, logits = sample(60, 2, seed)
     table = softmax(logits - [0.0, 1.0], axis=1)
-    chosen = choose_threshold(labels, table, prior_count=0)
+    chosen = choose_threshold(labels, table, num_standard_errors=0)
     scores = [balanced_accuracy_score(labels, table[:, 1] >= t) for t in np.linspace(0.001, 0.999, 80)]
     assert balanced_accuracy_score(labels, table[:, 1] >= chosen) >= max(scores) - 1e-12
 
 
-def test_threshold_stays_at_a_half_where_that_is_as_good_and_near_it_for_few_images():
+def test_threshold_stays_at_a_half_where_that_is_as_good():
     table = np.array([[0.7, 0.3], [0.45, 0.55]])
     assert choose_threshold([0, 1], table) == 0.5
     assert choose_threshold([1, 1], table) == 0.5
     shifted = np.array([[0.3, 0.7], [0.1, 0.9]])
-    few, many = (choose_threshold([0, 1] * n, np.tile(shifted, (n, 1))) for n in (1, 500))
-    assert 0.5 < few < 0.6
-    assert 0.8 < many < 0.9
+    assert 0.7 < choose_threshold([0, 1] * 50, np.tile(shifted, (50, 1))) < 0.9
+
+
+def test_a_threshold_that_the_images_cannot_tell_from_a_half_is_a_half():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    chance = np.clip(np.where(labels == 1, 0.73, 0.33) + rng.normal(0, 0.18, 400), 0.01, 0.99)
+    table = np.stack([1 - chance, chance], axis=1)
+    best, chosen = choose_threshold(labels, table, num_standard_errors=0), choose_threshold(labels, table)
+    assert abs(best - 0.5) > 0.01
+    assert chosen == 0.5
+    reached, most = (balanced_accuracy_score(labels, chance >= value) for value in (chosen, best))
+    assert most - reached < np.sqrt(2 * most * (1 - most) / 200)
 
 
 def test_wrong_arguments_are_named():
