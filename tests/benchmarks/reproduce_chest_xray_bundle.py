@@ -148,10 +148,15 @@ def results_page(bundle: Path, facts: dict[str, Any]) -> str:
         rows = list(csv.reader(file))
     robustness = json.loads((bundle / "eval_robustness" / "robustness.json").read_text())
     lines = ["| score on val | value | 95 % interval |", "|---|---|---|"]
-    lines += [f"| {row[0]} | {float(row[1]):.3f} | {float(row[2]):.3f}-{float(row[3]):.3f} |" for row in rows[1:]]
+    lines += [
+        f"| {row[0].replace('_', ' ')} | {float(row[1]):.3f} | {float(row[2]):.3f}-{float(row[3]):.3f} |"
+        for row in rows[1:]
+    ]
     lines += ["", f"Robustness score (mean AUC of 6 corruptions in 5 severities): {robustness['score']:.3f}.", ""]
-    lines += ["| attacked images of val | accuracy |", "|---|---|"]
-    lines += [f"| {cell['name']} {cell['setting']} | {cell['accuracy']:.3f} |" for cell in robustness["attacks"]]
+    lines += [f"| attack on {robustness['attacked_images']} images of val | accuracy |", "|---|---|"]
+    for cell in robustness["attacks"]:
+        attack = "none" if cell["name"] == "clean" else f"{cell['name'].upper()}, {255 * cell['setting']:.0f}/255"
+        lines.append(f"| {attack} | {cell['accuracy']:.3f} |")
     lines += ["", "| solves on val | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in facts.items() if name != "foreign"]
     if facts["foreign"]:
