@@ -132,12 +132,16 @@ def _add_reconstruction(commands: Any, common: argparse.ArgumentParser) -> None:
     shared.add_argument("--simulated-coils", type=int, metavar="N", help="see one coil's images through N coils")
     shared.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="score the centre, such as 320 320")
     shared.add_argument("--slices", nargs="+", type=int, metavar="I", help="indices of slices in each file")
-    shared.add_argument("--max-slices", type=int, metavar="N", help="at most N slices, evenly spread")
+    shared.add_argument(
+        "--max-slices", type=int, metavar="N", help="at most N slices of all files together, evenly spread"
+    )
     shared.add_argument("--part", help="train, val or evaluate of a data set in parts (default: all files)")
     shared.add_argument("--seed", type=int)
     shared.add_argument("--device", default="cpu", help="default: cpu")
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
-    reconstruction = commands.add_parser("reconstruction", parents=[common], help="compare MRI reconstructions")
+    reconstruction = commands.add_parser(
+        "reconstruction", parents=[common], help="compare MRI reconstructions, and tune their weights"
+    )
     actions = reconstruction.add_subparsers(required=True, metavar="ACTION")
     evaluating = actions.add_parser("evaluate", parents=[common, shared], help="score methods; goes on if cut short")
     evaluating.add_argument(
@@ -199,7 +203,9 @@ def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     text = "how to know patients: a pattern of file names, whose group in parentheses is the patient, or a CSV file"
     shared.add_argument("--patients", metavar="P", help=text)
-    data = commands.add_parser("data", parents=[common], help="check a data set, or bring one into the layout")
+    data = commands.add_parser(
+        "data", parents=[common], help="check a data set, bring one into the layout, or simulate k-space"
+    )
     actions = data.add_subparsers(required=True, metavar="ACTION")
     text = (
         "unusable files, copies, leakage between parts, balance; exit status 1 if leakage or unusable files are found"

@@ -303,7 +303,9 @@ def _patients(files: Sequence[_File], patients: str | Path | None) -> tuple[list
     """Return the files of patients that occur in several parts, and the findings: counts, never who it is."""
     if patients is None:
         text = "Patients were not checked: nobody told how to know them."
-        return [], [Finding("note", "no_patients", text, "Give `patients`: a pattern of file names, or a table.")]
+        return [], [
+            Finding("note", "no_patients", text, "Give `patients` (`--patients`): a pattern of file names, or a table.")
+        ]
     groups: dict[str, list[_File]] = defaultdict(list)
     for key, file in zip(patients_of([file.path for file in files], patients), files, strict=True):
         groups[key].append(file)

@@ -105,7 +105,11 @@ class DataReport:
             if finding.count > _SHOWN and finding.examples:
                 lines.append(f"          ... {finding.count - _SHOWN} more")
             lines += [f"        To do: {finding.advice}"] if finding.advice else []
-        result = "leakage or unusable files; mend them before training" if self.has_errors else "no leakage found"
+        result = (
+            "leakage or unusable files; mend them before training"
+            if self.has_errors
+            else "no leakage found by what was checked"
+        )
         return "\n".join([*lines, "", f"Result: {result}. {_DISCLAIMER}"])
 
     def write(self, folder: str | Path) -> Path:

@@ -32,7 +32,7 @@ from monai_deqkan.transforms import (
     UndersampleKspace,
 )
 
-__all__ = ["Case", "Scenario", "SuiteSettings", "list_slices", "make_case"]
+__all__ = ["Case", "Scenario", "SuiteSettings", "is_simulated", "list_slices", "make_case"]
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,12 @@ def list_slices(folder: str | Path, settings: SuiteSettings) -> list[dict[str, A
         count = settings.max_slices
         items = [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
     return items
+
+
+def is_simulated(path: str | Path) -> bool:
+    """Return whether a k-space file says of itself that it was simulated."""
+    with h5py.File(path, "r") as content:
+        return bool(content.attrs.get("simulated", False))
 
 
 def _undersampled(file: Path) -> bool:

@@ -18,6 +18,7 @@ from monai_deqkan._checks import did_you_mean
 from monai_deqkan.engines.bundle import load_weights
 from monai_deqkan.metrics import magnitude
 from monai_deqkan.operators import MRIOperator
+from monai_deqkan.solvers import SolveRecorder
 from monai_deqkan.transforms import NormalizeKspace
 from monai_deqkan.variational import cg_sense, tv_sense, wavelet_sense
 
@@ -124,12 +125,14 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
     network = load_weights(parser.get_parsed_content("network"), weights).to(device).eval()
     normalize = NormalizeKspace()
 
-    def run(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float) -> tuple[Tensor, None]:
+    def run(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float) -> tuple[Tensor, bool | None]:
         images = []
-        for sample, sample_mask, sample_maps in zip(kspace, mask, maps, strict=True):
-            scaled, scale = normalize(sample)
-            images.append(network(scaled[None], sample_mask[None], sample_maps[None]) * scale)
-        return torch.cat(images).as_subclass(Tensor), None
+        with SolveRecorder() as recorder:
+            for sample, sample_mask, sample_maps in zip(kspace, mask, maps, strict=True):
+                scaled, scale = normalize(sample)
+                images.append(network(scaled[None], sample_mask[None], sample_maps[None]) * scale)
+        solved = bool(recorder.converged().all()) if recorder.records else None
+        return torch.cat(images).as_subclass(Tensor), solved
 
     return ReconstructionMethod(root.resolve().name, run)
 

@@ -20,7 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from monai_deqkan._checks import check_empty_folder
-from monai_deqkan.engines.reconstruction_cases import Case, Scenario, SuiteSettings, list_slices, make_case
+from monai_deqkan.engines.reconstruction_cases import (
+    Case,
+    Scenario,
+    SuiteSettings,
+    is_simulated,
+    list_slices,
+    make_case,
+)
 from monai_deqkan.engines.reconstruction_methods import ReconstructionMethod, TunedWeights, load_method
 from monai_deqkan.metrics import nmse, psnr, ssim, vif, volume_metrics
 from monai_deqkan.visualize import reconstruction_suite_report
@@ -106,7 +113,10 @@ def evaluate_reconstructions(
     with tqdm(total=sum(len(files[cell.file]) for cell in missing), disable=not progress, unit="slice") as bar:
         for group in _groups(missing):
             _run_group(group, files[group[0].file], settings, torch.device(device), out, profiled, bar)
-    return _finish(out, settings, cells)
+    simulated = sum(is_simulated(Path(folder).expanduser() / file) for file in files)
+    return _finish(
+        out, settings, cells, f"{simulated} of {len(files)} files hold SIMULATED k-space." if simulated else ""
+    )
 
 
 def _relative(path: str, folder: str | Path) -> str:
@@ -273,8 +283,8 @@ def _peak_memory(cell: _Cell, case: Case, device: torch.device) -> float | None:
     return peak / 2**20
 
 
-def _finish(out: Path, settings: SuiteSettings, cells: Sequence[_Cell]) -> dict[str, Any]:
-    """Write the tables and the report from the cells."""
+def _finish(out: Path, settings: SuiteSettings, cells: Sequence[_Cell], source: str) -> dict[str, Any]:
+    """Write the tables and the report from the cells; ``source`` tells of data that were not measured."""
     contents = [(cell, _read_json(cell.path(out))) for cell in cells]
     slices = [row for _, content in contents for row in content["rows"]]
     volumes = [
@@ -295,7 +305,7 @@ def _finish(out: Path, settings: SuiteSettings, cells: Sequence[_Cell]) -> dict[
     result = {
         "note": NOTE,
         "settings": asdict(settings),
-        "statement": statement(settings),
+        "statement": f"{source} {statement(settings)}".strip(),
         "results": summary,
         "profile": _profile(slices, contents),
     }
@@ -321,8 +331,9 @@ def statement(settings: SuiteSettings) -> str:
     crop = "" if settings.crop is None else f" Scored on the central {settings.crop[0]} x {settings.crop[1]} pixels."
     return (
         f"Reference: {reference}. Data range: the reference's maximum, per slice or per volume. Region: {region}."
-        f"{crop} Phase encoding along the {settings.phase_axis} axis.{coils} Coil maps are estimated from the "
-        "undersampled data. CG-SENSE's weight is its number of iterations."
+        f"{crop} Phase encoding along the {settings.phase_axis} axis.{coils} All methods get the same coil maps, "
+        "estimated from the low frequencies of the undersampled data. A trained bundle may have learned with other "
+        "masks, accelerations and maps. CG-SENSE's weight is its number of iterations."
     )
 
 

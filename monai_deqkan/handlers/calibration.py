@@ -86,12 +86,12 @@ class ClassificationCalibration:
         replace_json(description, record)
         numbers = found["calibration"]
         self.logger.info(
-            "Calibrated on %d validation images (%d of the rarest class): temperature %.3f, threshold %.3f, expected "
-            "calibration error %.3f to %.3f.",
+            "Calibrated on %d validation images (%d of the rarest class): temperature %.3f, %sexpected calibration "
+            "error %.3f to %.3f.",
             numbers["num_images"],
             numbers["num_rarest"],
             found["temperature"],
-            found.get("threshold", float("nan")),
+            f"threshold {found['threshold']:.3f}, " if "threshold" in found else "",
             numbers["ece_before"],
             numbers["ece_after"],
         )

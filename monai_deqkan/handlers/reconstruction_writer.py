@@ -139,9 +139,18 @@ class ReconstructionWriter:
                 file.create_dataset("reconstruction", data=volume)
                 file.attrs["slices"] = np.asarray(indices)
                 file.attrs["note"] = f"monai-deqkan reconstruction. {_NOTE}"
+                if self._is_simulated():
+                    file.attrs["simulated"] = True
         if "nifti" in self.formats:
             nib.save(self._nifti(volume, indices), target.with_suffix(".nii.gz"))
         self._slices = []
+
+    def _is_simulated(self) -> bool:
+        try:
+            with h5py.File(self._source, "r") as file:
+                return bool(file.attrs.get("simulated", False))
+        except OSError:  # the k-space came from elsewhere
+            return False
 
     def _cropped(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.image_size is None:

@@ -65,12 +65,12 @@ def reconstruction_suite_report(
     report.add_heading("Results")
     for mask, snr_db in dict.fromkeys((row["mask"], row["snr_db"]) for row in rows):
         own = [row for row in rows if (row["mask"], row["snr_db"]) == (mask, snr_db)]
-        noise = "data as measured" if snr_db is None else f"noise added at {snr_db:g} dB"
+        noise = "no noise added" if snr_db is None else f"noise added at {snr_db:g} dB"
         report.add_heading(f"{mask} masks, {noise}", level=3)
         report.add_table(
             ["method", "net acceleration", "weight", *_LABELS.values(), "volume PSNR (dB)", "volume SSIM", "converged"],
             [_line(row) for row in own],
-            f"Means over {own[0]['num_slices']} slices (last but one columns: {own[0]['num_volumes']} volumes).",
+            f"Means over slices ({own[0]['num_slices']}), those named so over volumes ({own[0]['num_volumes']}).",
         )
         figure = plot_reconstruction_curves(own, title=f"{mask} masks, {noise}")
         report.add_figure(figure, "Means over slices.", "Quality falls as acceleration grows, one line per method.")

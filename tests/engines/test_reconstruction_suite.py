@@ -10,7 +10,7 @@ from monai_deqkan import cli
 from monai_deqkan.data import write_kspace
 from monai_deqkan.engines import RIVALS, SuiteSettings, TunedWeights, evaluate_reconstructions, tune_reconstruction
 from monai_deqkan.engines import reconstruction_suite as suite
-from monai_deqkan.engines.reconstruction_cases import make_case
+from monai_deqkan.engines.reconstruction_cases import is_simulated, make_case
 from monai_deqkan.engines.reconstruction_tuning import _search
 from monai_deqkan.metrics import head_region, nmse, psnr, ssim, vif
 from monai_deqkan.operators import MRIOperator, simulate_kspace, smooth_coil_maps
@@ -148,6 +148,17 @@ def test_tuning_finds_the_best_of_a_dense_grid_and_evaluation_uses_it(folder, tm
     assert "report.html" in capsys.readouterr().out
     assert cli.main(words) == 2
     assert "other data, methods or settings" in capsys.readouterr().err
+
+
+def test_simulated_files_are_told_apart_and_named_in_the_statement(folder, tmp_path):
+    data = tmp_path / "data"
+    kspace = torch.randn(1, 2, 48, 48, dtype=torch.complex64)
+    write_kspace(data / "a.h5", kspace, attrs={"simulated": True})
+    write_kspace(data / "b.h5", kspace)
+    assert [is_simulated(data / name) for name in ("a.h5", "b.h5")] == [True, False]
+    settings = SuiteSettings(masks=("random",), accelerations=(2,), center_fraction=0.2)
+    result = evaluate_reconstructions(data, tmp_path / "out", ("zero_filled",), settings, progress=False)
+    assert result["statement"].startswith("1 of 2 files hold SIMULATED k-space.")
 
 
 def test_a_value_given_twice_counts_once():

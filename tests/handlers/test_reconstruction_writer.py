@@ -62,6 +62,19 @@ def test_volumes_in_order_and_in_the_unit_of_the_file(tmp_path, batch_size):
     assert all(float(row["relative_residual"]) <= 1e-3 for row in rows)
 
 
+def test_a_reconstruction_of_simulated_data_says_so(tmp_path):
+    for name, simulated in (("a", True), ("b", False)):
+        write_kspace(
+            tmp_path / "in" / f"{name}.h5",
+            torch.ones(1, 1, 6, 4, dtype=torch.complex64),
+            attrs={"simulated": True} if simulated else {},
+        )
+    run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0), (tmp_path / "in" / "b.h5", 0, 1.0)], 1)
+    for name, simulated in (("a", True), ("b", False)):
+        with h5py.File(tmp_path / "out" / f"{name}.h5") as file:
+            assert bool(file.attrs.get("simulated", False)) is simulated
+
+
 def write_source(path, rows=6, columns=4, **sizes):
     write_kspace(path, torch.ones(3, 1, rows, columns, dtype=torch.complex64), **sizes)
     return path
