@@ -180,9 +180,9 @@ def publish(bundle: Path, data: Path, results: str) -> None:
         folder = bundle / ("eval_robustness" if name == "robustness" else "eval")
         shutil.copyfile(folder / f"{name}.png", target / "docs" / f"{name}.png")
     page = target / "docs" / "README.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- results -->\n")
-    after = rest.partition("<!-- end of results -->\n")[2]
-    text = f"{before}<!-- results -->\n\n{results}\n<!-- end of results -->\n{after}"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!--results-->\n")
+    after = rest.partition("<!--end of results-->\n")[2]
+    text = f"{before}<!--results-->\n\n{results}\n<!--end of results-->\n{after}"
     page.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from monai_deqkan.solvers import ConvergenceError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, on scripting and on export
 D = torch.export.Dim.DYNAMIC
-SIZES = {2: ((24, 20), (30, 36)), 3: ((24, 20, 20), (32, 24, 36))}
+SIZES = {2: ((40, 36), (70, 84)), 3: ((36, 34, 34), (40, 34, 48))}
 KSPACE_SIZES = {2: ((24, 20), (30, 35)), 3: ((8, 12, 10), (10, 9, 14))}
 
 

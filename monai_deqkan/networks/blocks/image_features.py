@@ -106,11 +106,13 @@ class _Halve(nn.Module):
 
     def __init__(self, spatial_dims: int, kind: str) -> None:
         super().__init__()
-        self.padding = [0, 1] * spatial_dims
+        self.spatial_dims = spatial_dims
         self.pool = Pool[kind, spatial_dims](2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(nn.functional.pad(x, self.padding, mode="replicate"))
+        for axis in range(2, 2 + self.spatial_dims):
+            x = torch.cat([x, x.narrow(axis, x.size(axis) - 1, 1)], dim=axis)
+        return self.pool(x)
 
 
 def _smoothed(image: Tensor, spatial_dims: int) -> Tensor:
