@@ -42,6 +42,14 @@ def demo_classification(folder: Path, quick: bool) -> Section:
     settings = {
         "image_size": [80, 96],  # the pictures' own size, x first: nothing is resampled
         "features": [16, 32, 48, 64],
+        # Small, faint lesions: the default backbone's smoothing and coarse maps would lose them.
+        "network_settings": {
+            "backbone": "resnet",
+            "pool": "max",
+            "hidden_features": 128,
+            "kan_settings": {"basis": "bspline", "grid_size": 5},
+        },
+        "warmup_epochs": 0,
         "max_epochs": 1 if quick else 24,
         "patience": 24,
         "batch_size": 16,

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
@@ -141,8 +142,10 @@ class DEQKANClassifier(FeatureClassifier):
             ``"both"`` puts the two side by side.
         contraction: contraction factor :math:`\kappa` of the cell, dimensionless, in ``(0, 1)``.
         dropout: probability of dropping a feature of the equilibrium, outside of the solve.
-        backbone: ``"residual"``; ``"none"`` for a 16 x 16 (8 x 8 x 8) thumbnail of the image; or a network of your own:
-            ``(B, in_channels, *space)`` to ``(B, C)``, ``(B, C, *space)`` or a list that ends with such maps.
+        backbone: ``"residual"``; ``"resnet"``, MONAI's ResNet of four stages, without smoothing and standardization and at
+            1/16 of the resolution, for small, faint things; ``"none"`` for a 16 x 16 (8 x 8 x 8) thumbnail of the
+            image; or a network of your own: ``(B, in_channels, *space)`` to ``(B, C)``, ``(B, C, *space)`` or a list
+            that ends with such maps.
         backbone_channels: the number ``C`` of channels that a ``backbone`` of your own returns; by default its
             attribute ``out_channels``.
         equilibrium_on: ``"features"``, the pooled ones; or ``"map"``: the state has space too and is pooled afterwards.
@@ -303,11 +306,36 @@ def _backbone(
         if channels is None:
             raise ValueError("A `backbone` of your own needs `backbone_channels`, the number of channels it returns.")
         return backbone, check_int("backbone_channels", channels)
-    if check_choice("backbone", backbone, ("residual", "none")) == "none":
+    if check_choice("backbone", backbone, ("residual", "resnet", "none")) == "none":
         side = _GRID[spatial_dims]
         return _Thumbnail(side, flatten=not on_map), in_channels * (1 if on_map else side**spatial_dims)
+    if backbone == "resnet":
+        return _ResNetMaps(spatial_dims, in_channels, features, blocks), features[-1]
     residual = ImageFeatures(spatial_dims, in_channels, features=features, blocks=blocks)
     return residual, residual.out_channels
+
+
+class _ResNetMaps(ResNet):
+    """MONAI's ResNet up to its last feature maps."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, features: Sequence[int], blocks: Sequence[int]) -> None:
+        if len(features) != 4 or len(blocks) != 4:
+            raise ValueError(f"`features` and `blocks` need four entries each for a ResNet; got {features}, {blocks}.")
+        super().__init__(
+            block="basic",
+            layers=list(blocks),
+            block_inplanes=list(features),
+            spatial_dims=spatial_dims,
+            n_input_channels=in_channels,
+            conv1_t_size=5,
+            conv1_t_stride=2,
+            no_max_pool=True,
+            feed_forward=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 class _Thumbnail(nn.Module):
