@@ -142,7 +142,7 @@ class DEQKANClassifier(FeatureClassifier):
             ``"both"`` puts the two side by side.
         contraction: contraction factor :math:`\kappa` of the cell, dimensionless, in ``(0, 1)``.
         dropout: probability of dropping a feature of the equilibrium, outside of the solve.
-        backbone: ``"residual"``; ``"resnet"``, MONAI's ResNet of four stages, without smoothing and standardization and at
+        backbone: ``"residual"``; ``"resnet"``, MONAI's ResNet of four stages, not smoothed or standardized and at
             1/16 of the resolution, for small, faint things; ``"none"`` for a 16 x 16 (8 x 8 x 8) thumbnail of the
             image; or a network of your own: ``(B, in_channels, *space)`` to ``(B, C)``, ``(B, C, *space)`` or a list
             that ends with such maps.

@@ -266,7 +266,7 @@ def test_wrong_variants_are_named():
     with pytest.raises(ValueError, match="num_steps"):
         small(num_steps=0)
     with pytest.raises(ValueError, match="`backbone` must be one of"):
-        small(backbone="resnet")
+        small(backbone="vgg")
 
 
 @pytest.mark.parametrize("basis", ["chebyshev", ("fourier", {"num_frequencies": 3})])
