@@ -123,15 +123,12 @@ def _as_scores(name: str, scores: ArrayLike | Tensor, length: int, num_classes: 
 
 def _roc_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Return false and true positive rates from the strictest threshold on, and the area; empty, NaN if undefined."""
+    from sklearn.metrics import auc, roc_curve
+
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0), math.nan
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
-    true_rate = np.cumsum(positive[order])[last_of_tie] / positive.sum()
-    false_rate = np.cumsum(~positive[order])[last_of_tie] / (~positive).sum()
-    true_rate, false_rate = np.append(0.0, true_rate), np.append(0.0, false_rate)
-    area = float(np.sum(np.diff(false_rate) * (true_rate[1:] + true_rate[:-1]) / 2))
-    return false_rate, true_rate, area
+    false_rate, true_rate, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return false_rate, true_rate, float(auc(false_rate, true_rate))
 
 
 def _roc_steps(positive: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 # No postponed annotations here: torch.jit.script cannot read them on functions that it compiles.
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -39,7 +40,7 @@ def pool_space(maps: Tensor, pool: str) -> Tensor:
     return torch.cat([places.mean(dim=2), places.amax(dim=2)], dim=1)
 
 
-class FeatureClassifier(nn.Module):
+class FeatureClassifier(nn.Module, ABC):
     """What the classifiers on image features share: features, projection to an injection, and a head.
 
     A subclass computes a state from the injection in `state_features`. Arguments are those of
@@ -98,9 +99,9 @@ class FeatureClassifier(nn.Module):
         """
         return self.head(self.dropout(self.state_features(image)))
 
+    @abstractmethod
     def state_features(self, image: Tensor) -> Tensor:
         """Return what the head sees, ``(B, hidden_features)``; twice as many features for a map pooled both ways."""
-        raise NotImplementedError
 
     def injection(self, image: Tensor) -> Tensor:
         """Return the injection of images: ``(B, hidden_features)``, with space behind where the state is a map."""
