@@ -11,6 +11,8 @@ from monai_deqkan.networks.blocks.deq_cell import (
 )
 from monai_deqkan.networks.blocks.image_features import ImageFeatures
 from monai_deqkan.networks.blocks.kan_block import KANBlock
+from monai_deqkan.networks.blocks.kan_gate import KANGate
+from monai_deqkan.networks.blocks.kan_tokens import KANTokenBlock
 
 __all__ = [
     "CertifiedCell",
@@ -19,6 +21,8 @@ __all__ = [
     "ImageFeatures",
     "KANBlock",
     "KANCell",
+    "KANGate",
+    "KANTokenBlock",
     "MLPCell",
     "Measurement",
     "ReconstructionCell",

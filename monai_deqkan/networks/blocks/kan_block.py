@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
-from monai.networks.layers import Dropout
+from monai.networks.layers import Dropout, Norm, split_args
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_choice, check_range, check_spatial_dims
+from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
 from monai_deqkan.networks.layers.basis import BasisSpec
 from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS
+from monai_deqkan.networks.layers.kan_low_rank import LOW_RANK_KAN_CONVOLUTIONS
 
-__all__ = ["KANBlock"]
+__all__ = ["KANBlock", "NormSpec", "grid_norm"]
 
-_NORMS: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+NormSpec: TypeAlias = str | tuple[str, dict[str, Any]] | None
+"""A normalization in MONAI's words: its name, a pair ``(name, settings)``, or ``None``."""
+
+
+def grid_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
+    """Return a normalization that puts its output on a KAN layer's grid: without weights unless they are asked for.
+
+    Args:
+        norm: ``"instance"``, ``"batch"``, ``("group", {"num_groups": 4})``, or ``None`` for none. Settings are those
+            of torch's modules; ``affine`` is false unless given. Where ``num_groups`` does not divide the channels,
+            their greatest common divisor takes its place.
+        spatial_dims: 1, 2 or 3.
+        channels: number of channels.
+
+    Raises:
+        ValueError: if the name is unknown, or a group normalization has no number of groups.
+    """
+    if norm is None:
+        return nn.Identity()
+    name, settings = split_args(norm)
+    check_choice("norm", name.lower() if isinstance(name, str) else name, ("instance", "batch", "group", None))
+    settings = {"affine": False, **settings}
+    if name.lower() != "group":
+        return Norm[name, spatial_dims](channels, **settings)
+    if "num_groups" not in settings:
+        raise ValueError('`norm=\'group\'` needs a number of groups. Give ("group", {"num_groups": 4}).')
+    groups = math.gcd(check_int("num_groups", settings.pop("num_groups")), channels)
+    return nn.GroupNorm(groups, channels, **settings)
 
 
 class KANBlock(nn.Module):
     """Normalize each channel of each sample, convolve by learnable functions, drop channels or not.
 
-    The normalization has no weights. It puts most values on the grid ``[-3, 3]``.
-    The output has the input's size (stride 1, padded by zeros after the normalization).
+    The normalization has no weights. It puts most values on the grid ``[-3, 3]``, and keeps them there in training.
+    Without one, values drift off the grid while the network learns; then move the grids to them with `refit_grids` or
+    `KANGridHandler`, and choose ``outside="linear"``. With stride 1 the output has the input's size, with stride ``s``
+    it has ``ceil(size / s)``; zeros are put around the normalized input.
 
     Args:
         spatial_dims: 1, 2 or 3.
         in_channels: number of input channels.
         out_channels: number of output channels.
         kernel_size: odd size of the kernel along each axis.
+        stride: step between outputs.
+        rank: number of terms of a KAN convolution of low rank (`LowRankKANConv2d`), ``None`` for a dense one.
         basis: the functions: a name, a pair ``(name, settings)``, or a `Basis`.
         grid_size: number of intervals of the grid, for a basis given by name.
         spline_order: order of its splines.
@@ -34,9 +67,11 @@ class KANBlock(nn.Module):
         outside: how functions go on beyond the grid: ``"zero"``, ``"clamp"``, ``"linear"``, or ``None`` for the
             basis's own default.
         base_activation: ``"silu"`` for a base term, ``None`` for none.
-        init: ``"variance"``, ``"identity"`` or ``"zero_spline"``; see `KANLayer.reset_parameters`.
+        init: ``"variance"``, ``"identity"`` (not with ``rank``) or ``"zero_spline"``; see
+            `KANLayer.reset_parameters`.
         bias: whether the convolution has a bias.
-        norm: ``"instance"``, or ``None`` to leave the normalization to the caller.
+        norm: ``"instance"``, ``"batch"``, ``("group", {"num_groups": 4})``, or ``None`` to leave the normalization to
+            the caller; without weights unless the settings say ``affine``.
         dropout: probability of dropping a channel of the output in training.
 
     Raises:
@@ -55,6 +90,8 @@ class KANBlock(nn.Module):
         out_channels: int,
         kernel_size: int = 3,
         *,
+        stride: int = 1,
+        rank: int | None = None,
         basis: BasisSpec = "bspline",
         grid_size: int = 5,
         spline_order: int = 3,
@@ -63,21 +100,23 @@ class KANBlock(nn.Module):
         base_activation: str | None = None,
         init: str = "variance",
         bias: bool = False,
-        norm: str | None = "instance",
+        norm: NormSpec = "instance",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims, (1, 2, 3))
-        check_choice("norm", norm, ("instance", None))
         check_range("dropout", dropout, 0.0, 1.0, open_high=True)
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd, so that the output has the input's size; got {kernel_size}.")
-        self.normalizes = norm is not None
-        self.norm = _NORMS[spatial_dims](in_channels) if self.normalizes else nn.Identity()
-        self.conv = KAN_CONVOLUTIONS[spatial_dims](
+        self.norm = grid_norm(norm, spatial_dims, in_channels)
+        self.normalizes = isinstance(self.norm, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+        low_rank: dict[str, Any] = {} if rank is None else {"rank": rank}
+        kind = (KAN_CONVOLUTIONS if rank is None else LOW_RANK_KAN_CONVOLUTIONS)[spatial_dims]
+        self.conv = kind(
             in_channels,
             out_channels,
             kernel_size,
+            stride,
             padding=kernel_size // 2,
             bias=bias,
             basis=basis,
@@ -87,6 +126,7 @@ class KANBlock(nn.Module):
             outside=outside,
             base_activation=base_activation,
             init=init,
+            **low_rank,
         )
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout) if dropout > 0 else nn.Identity()
 
@@ -94,7 +134,7 @@ class KANBlock(nn.Module):
         """Apply the block to ``(B, C, *space)``.
 
         Raises:
-            ValueError: if a channel has a single element, whose normalized value could only be zero.
+            ValueError: if a channel has a single element, whose instance-normalized value could only be zero.
         """
         if self.normalizes and x[0, 0].numel() == 1:
             raise ValueError(

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_finite, check_int
+from monai_deqkan._checks import check_choice, check_finite, check_int
 from monai_deqkan.networks.layers.basis import BasisSpec
 from monai_deqkan.networks.layers.kan_channels import grid_inputs
 from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS, KANConv1d, KANConv2d, KANConv3d
 from monai_deqkan.networks.layers.kan_importance import channel_features
 
-__all__ = ["LowRankKANConv1d", "LowRankKANConv2d", "LowRankKANConv3d"]
+__all__ = ["LOW_RANK_KAN_CONVOLUTIONS", "LowRankKANConv1d", "LowRankKANConv2d", "LowRankKANConv3d"]
 
 _PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _RIDGE = 1e-12  # relative to the mean diagonal: only keeps singular systems solvable
@@ -46,16 +46,19 @@ class _LowRankKANConvNd(nn.Module):
         grid_size: int = 5,
         spline_order: int = 3,
         grid_range: tuple[float, float] = (-3.0, 3.0),
+        outside: str | None = None,
         base_activation: str | None = "silu",
+        init: str = "variance",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_choice("init", init, ("variance", "zero_spline"))
         if groups != 1:
             raise ValueError(f"`groups` must be 1 for a KAN convolution of low rank; got {groups}. Use the dense one.")
         self.rank = check_int("rank", rank)
-        grid = {"grid_size": grid_size, "spline_order": spline_order, "grid_range": grid_range}
-        options = {"basis": basis, **grid, "base_activation": base_activation}
+        grid = {"grid_size": grid_size, "spline_order": spline_order, "grid_range": grid_range, "outside": outside}
+        options = {"basis": basis, **grid, "base_activation": base_activation, "init": init}
         # The dense layer on the meta device checks the arguments and gives their one-per-axis forms.
         dense = KAN_CONVOLUTIONS[self.spatial_dims](
             in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias, padding_mode,
@@ -226,7 +229,9 @@ class LowRankKANConv2d(_LowRankKANConvNd):
         grid_size: number of intervals of the grid, for a basis given by name.
         spline_order: order of its splines.
         grid_range: first and last knot, in the unit of the inputs.
+        outside: how functions go on beyond the grid; see `KANConv2d`.
         base_activation: ``"silu"``, or ``None`` for no base term.
+        init: how `functions` are drawn: ``"variance"``, or ``"zero_spline"`` for the base term alone.
         device: where the parameters are made.
         dtype: their dtype.
 
@@ -251,6 +256,10 @@ class LowRankKANConv3d(_LowRankKANConvNd):
     """Convolve volumes ``(B, C, D, H, W)`` by a KAN convolution of low rank; see `LowRankKANConv2d`."""
 
     spatial_dims = 3
+
+
+LOW_RANK_KAN_CONVOLUTIONS: dict[int, Any] = {1: LowRankKANConv1d, 2: LowRankKANConv2d, 3: LowRankKANConv3d}
+"""The layer for each number of spatial axes."""
 
 
 def _moment_roots(moments: Tensor) -> Tensor:
