@@ -8,6 +8,7 @@ from monai_deqkan.engines.bundle import (
     latest_checkpoint,
     load_task,
     load_weights,
+    network_class,
     start_training,
     training_folder,
 )
@@ -26,6 +27,7 @@ from monai_deqkan.engines.robustness import (
     robustness_score,
     write_robustness_report,
 )
+from monai_deqkan.engines.segmentation import choose_loss, has_kan_layers, mask_class_weights
 from monai_deqkan.engines.warmup import GradualWarmup
 
 __all__ = [
@@ -45,15 +47,19 @@ __all__ = [
     "attack_scores",
     "balanced_sampler",
     "check_output_folder",
+    "choose_loss",
     "class_weights",
     "corrupt",
     "evaluate_reconstructions",
     "fgsm_attack",
     "find_bundle_root",
     "free_folder",
+    "has_kan_layers",
     "latest_checkpoint",
     "load_task",
     "load_weights",
+    "mask_class_weights",
+    "network_class",
     "pgd_attack",
     "robustness_score",
     "sample_weights",

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks import nets as monai_nets
 
 from monai_deqkan._checks import check_empty_folder
+from monai_deqkan.networks import nets
 
 __all__ = [
     "check_output_folder",
@@ -23,6 +25,7 @@ __all__ = [
     "latest_checkpoint",
     "load_task",
     "load_weights",
+    "network_class",
     "start_training",
     "training_folder",
 ]
@@ -168,6 +171,26 @@ class _Task(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"The model's description {self.file} lacks {key!r}. Train anew, or restore the file.")
+
+
+def network_class(name: str) -> type[torch.nn.Module]:
+    """Return one of our networks, or of MONAI's, by the name of its class: what a model's description may hold.
+
+    Raises:
+        ValueError: if neither ``monai_deqkan.networks.nets`` nor ``monai.networks.nets`` has a network of that name.
+
+    Example:
+        >>> network_class("KANUNet").__module__, network_class("BasicUNet").__module__
+        ('monai_deqkan.networks.nets.kan_unet', 'monai.networks.nets.basic_unet')
+    """
+    for room in (nets, monai_nets):
+        found = getattr(room, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, torch.nn.Module):
+            return found
+    raise ValueError(
+        f"`network_name` must be a network of monai_deqkan.networks.nets ({', '.join(nets.__all__)}) or of "
+        f"monai.networks.nets; got {name!r}."
+    )
 
 
 def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
