@@ -5,6 +5,7 @@ from monai_deqkan.handlers.calibration import ClassificationCalibration
 from monai_deqkan.handlers.classification_report import ClassificationReport
 from monai_deqkan.handlers.convergence_guard import ConvergenceGuard
 from monai_deqkan.handlers.early_stop import ResumableEarlyStop
+from monai_deqkan.handlers.epoch_seeder import EpochSeeder
 from monai_deqkan.handlers.gradient_clipper import GradientClipper
 from monai_deqkan.handlers.history_writer import HistoryWriter
 from monai_deqkan.handlers.image_table import ImageTable
@@ -14,12 +15,14 @@ from monai_deqkan.handlers.probability_table import ProbabilityTable
 from monai_deqkan.handlers.reconstruction_writer import ReconstructionWriter
 from monai_deqkan.handlers.saliency import SaliencyWriter
 from monai_deqkan.handlers.solve_stats import SolveStatsHandler
+from monai_deqkan.handlers.worst_cases import WorstCases
 
 __all__ = [
     "BestModelSaver",
     "ClassificationCalibration",
     "ClassificationReport",
     "ConvergenceGuard",
+    "EpochSeeder",
     "GradientClipper",
     "HistoryWriter",
     "ImageTable",
@@ -30,4 +33,5 @@ __all__ = [
     "ResumableEarlyStop",
     "SaliencyWriter",
     "SolveStatsHandler",
+    "WorstCases",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from monai_deqkan.visualize.learning import COLORS, as_image, check_lengths, new_figure, plain_text
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -26,6 +27,7 @@ def plot_segmentation(
     titles: Sequence[str] | None = None,
     *,
     opacity: float = 0.5,
+    outlines: bool = False,
     title: str = "Segmentations",
 ) -> Figure:
     """Draw one row for each case: the image, the reference over it, the prediction over it.
@@ -38,6 +40,7 @@ def plot_segmentation(
         class_names: name of each class, the background's first.
         titles: what stands above each prediction, such as ``"mean Dice 0.91"``.
         opacity: of the class colors, in ``[0, 1]``.
+        outlines: draw the reference's outlines over the first panel too, solid, and the prediction's, dashed.
         title: title of the figure.
 
     Returns:
@@ -63,11 +66,14 @@ def plot_segmentation(
         reference = _as_mask(f"masks[{index}]", masks[index], picture.shape, len(class_names))
         prediction = _as_mask(f"predictions[{index}]", predictions[index], picture.shape, len(class_names))
         image_panel, reference_panel, prediction_panel = axes[index]
-        _draw_overlay(image_panel, f"Image {index + 1}", picture, None, opacity)
+        _draw_overlay(image_panel, "Outlines" if outlines else f"Image {index + 1}", picture, None, opacity)
+        if outlines:
+            _draw_outlines(image_panel, reference, "solid")
+            _draw_outlines(image_panel, prediction, "dashed")
         _draw_overlay(reference_panel, "Reference", picture, reference, opacity)
         note = "" if titles is None else f": {titles[index]}"
         _draw_overlay(prediction_panel, f"Prediction{note}", picture, prediction, opacity)
-    _add_class_legend(figure, class_names)
+    _add_class_legend(figure, class_names, outlines)
     return figure
 
 
@@ -100,9 +106,21 @@ def _draw_overlay(axes: Axes, title: str, image: np.ndarray, mask: np.ndarray | 
     axes.spines[:].set_visible(False)
 
 
-def _add_class_legend(figure: Figure, class_names: Sequence[str]) -> None:
+def _draw_outlines(axes: Axes, mask: np.ndarray, style: str) -> None:
+    for index in np.unique(mask[mask > 0]).tolist():
+        # A frame of background closes outlines at the image's border.
+        inside = np.pad(mask == index, 1).astype(float)
+        rows, columns = (np.arange(size) - 1 for size in inside.shape)
+        axes.contour(columns, rows, inside, levels=[0.5], colors=[class_color(index)], linestyles=style, linewidths=1.2)
+
+
+def _add_class_legend(figure: Figure, class_names: Sequence[str], outlines: bool) -> None:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=class_color(index)) for index in range(1, len(class_names))]
+    handles: list[Artist] = [Patch(color=class_color(index)) for index in range(1, len(class_names))]
     names = [plain_text(name) for name in class_names[1:]]
+    if outlines:
+        handles += [Line2D([], [], color="black", linestyle=style) for style in ("solid", "dashed")]
+        names += ["reference's outline", "prediction's outline"]
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=10, frameon=False)
