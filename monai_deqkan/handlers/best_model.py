@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -14,16 +15,18 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_deqkan.networks.layers import KANMask, make_pruning_permanent
+
 __all__ = ["BestModelSaver"]
 
 
 class BestModelSaver:
     """Save the network whenever the validation's key metric improves: ``model.pt`` and ``model.json``.
 
-    ``model.pt`` is a plain state dict, as the Model Zoo has it. ``model.json`` beside it says what the network is for
-    (class names, decision threshold, preprocessing), the metric and the epoch. Differences from MONAI's
-    ``CheckpointSaver``: files are replaced in one step, so that a killed run leaves the older model intact; a resumed
-    training knows the best metric so far; the task goes with the weights.
+    ``model.pt`` is a plain state dict, as the Model Zoo has it; of pruned KAN layers too, with zeros for what is gone.
+    ``model.json`` beside it says what the network is for (class names, decision threshold, preprocessing), the metric
+    and the epoch. Differences from MONAI's ``CheckpointSaver``: files are replaced in one step, so that a killed run
+    leaves the older model intact; a resumed training knows the best metric so far; the task goes with the weights.
 
     Args:
         save_dir: folder to save into; made where absent.
@@ -64,7 +67,7 @@ class BestModelSaver:
         record = {**self.task, "key_metric": {"name": name, "value": value}, "epoch": int(engine.state.epoch)}
         self.save_dir.mkdir(parents=True, exist_ok=True)
         weights = self.save_dir / "model.pt"
-        torch.save(network.state_dict(), weights.with_suffix(".pt.part"))
+        torch.save(plain_state(network), weights.with_suffix(".pt.part"))
         # The weights first: a kill in between leaves a number that is too low, which a resumed training will beat.
         os.replace(weights.with_suffix(".pt.part"), weights)
         replace_json(self.save_dir / "model.json", record)
@@ -86,6 +89,13 @@ def replace_json(path: Path, record: Mapping[str, Any]) -> None:
     part = path.with_suffix(".json.part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def plain_state(network: nn.Module) -> dict[str, Any]:
+    """Return a state dict that fits a network which was never pruned."""
+    if any(isinstance(module, KANMask) for module in network.modules()):
+        network = make_pruning_permanent(copy.deepcopy(network))
+    return network.state_dict()
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
