@@ -35,6 +35,7 @@ from monai_deqkan.networks.layers.kan_prune import (
     prune_edges,
 )
 from monai_deqkan.networks.layers.kan_quantize import KANDequantizer, dequantize_kan, quantize_kan
+from monai_deqkan.networks.layers.kan_remove import ChannelSubset, remove_pruned_channels
 from monai_deqkan.networks.layers.kan_shape import ShapeConstraint, constrain_shape
 from monai_deqkan.networks.layers.kan_symbolic import SymbolicFit, suggest_edge_symbolic, suggest_symbolic
 from monai_deqkan.networks.layers.kan_tabulate import EdgeTables, TabulatedBasis, edge_tables, tabulate_kan
@@ -53,6 +54,7 @@ __all__ = [
     "BSplineBasis",
     "Basis",
     "CertifiedSpectralNorm",
+    "ChannelSubset",
     "ChebyshevBasis",
     "DEQLayer",
     "EdgeTables",
@@ -104,6 +106,7 @@ __all__ = [
     "record_kan_inputs",
     "refit_grid",
     "refit_grids",
+    "remove_pruned_channels",
     "remove_spectral_norm",
     "reset_optimizer_state",
     "suggest_edge_symbolic",

@@ -125,8 +125,10 @@ def prune_edges(
         inputs: one batch, or several, that show what the layers see; a batch is a tensor, or a tuple of arguments.
             Without them the inputs are taken as spread evenly over each basis's range.
         scope: ``"global"``: least important ones of the network; ``"layer"``: the same share of each layer.
-        granularity: unit that goes or stays: ``"edge"``, the function of one kernel element between two channels, or
-            ``"kernel"``, all of these functions between two channels. The same thing in a linear layer.
+        granularity: unit that goes or stays: ``"edge"``, the function of one kernel element between two channels;
+            ``"kernel"``, all of these functions between two channels (the same thing in a linear layer); or
+            ``"input"``, all functions of an input channel (with groups, of one in each), which
+            `remove_pruned_channels` then takes out for speed.
 
     Returns:
         What went from where, and the changes of the outputs on ``inputs``.
@@ -146,11 +148,13 @@ def prune_edges(
         Z. Liu et al., "KAN: Kolmogorov-Arnold networks", ICLR 2025, section 2.5, prunes nodes by the mean absolute
         value of their edges' functions.
     """
-    check_choice("granularity", granularity, ("edge", "kernel"))
+    check_choice("granularity", granularity, ("edge", "kernel", "input"))
 
     def squares(layer: KANLayer, seen: Tensor | None) -> Tensor:
         found = edge_importance(layer, seen).square().unsqueeze(1)  # (out, 1, in / groups, *kernel)
-        return found if granularity == "edge" else _mean_over(found, *range(3, found.dim()))
+        if granularity == "edge":
+            return found
+        return _mean_over(found, *([0] if granularity == "input" else []), *range(3, found.dim()))
 
     return _prune(network, amount, inputs, scope, squares, 0)
 
