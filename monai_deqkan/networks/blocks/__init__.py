@@ -13,6 +13,7 @@ from monai_deqkan.networks.blocks.image_features import ImageFeatures
 from monai_deqkan.networks.blocks.kan_block import KANBlock
 from monai_deqkan.networks.blocks.kan_gate import KANGate
 from monai_deqkan.networks.blocks.kan_tokens import KANTokenBlock
+from monai_deqkan.networks.blocks.kan_upsample import KANUpsample
 
 __all__ = [
     "CertifiedCell",
@@ -23,6 +24,7 @@ __all__ = [
     "KANCell",
     "KANGate",
     "KANTokenBlock",
+    "KANUpsample",
     "MLPCell",
     "Measurement",
     "ReconstructionCell",

@@ -1,12 +1,14 @@
 """Normalization and a KAN convolution."""
 
-from __future__ import annotations
+# No postponed annotations here: torch.jit.script cannot read them on methods that it leaves out.
 
 import math
 from typing import Any, TypeAlias
 
+import torch
 from monai.networks.layers import Dropout, Norm, split_args
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
 from monai_deqkan.networks.layers.basis import BasisSpec
@@ -73,6 +75,8 @@ class KANBlock(nn.Module):
         norm: ``"instance"``, ``"batch"``, ``("group", {"num_groups": 4})``, or ``None`` to leave the normalization to
             the caller; without weights unless the settings say ``affine``.
         dropout: probability of dropping a channel of the output in training.
+        checkpointing: whether training keeps only the input and computes the block again for the gradient: less
+            memory, more time.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -102,6 +106,7 @@ class KANBlock(nn.Module):
         bias: bool = False,
         norm: NormSpec = "instance",
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims, (1, 2, 3))
@@ -129,6 +134,7 @@ class KANBlock(nn.Module):
             **low_rank,
         )
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout) if dropout > 0 else nn.Identity()
+        self.checkpointing = checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to ``(B, C, *space)``.
@@ -141,4 +147,14 @@ class KANBlock(nn.Module):
                 f"Instance normalization needs more than one element per channel; got shape {list(x.shape)}. "
                 "Use larger images, fewer levels, or norm=None."
             )
+        if not torch.jit.is_scripting() and self.checkpointing and self.training and torch.is_grad_enabled():
+            return self._recomputed(x)
+        return self._computed(x)
+
+    def _computed(self, x: Tensor) -> Tensor:
         return self.dropout(self.conv(self.norm(x)))
+
+    @torch.jit.unused
+    def _recomputed(self, x: Tensor) -> Tensor:
+        result: Tensor = checkpoint(self._computed, x, use_reentrant=False)
+        return result
