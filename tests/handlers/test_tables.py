@@ -1,4 +1,4 @@
-"""ProbabilityTable, ImageTable and MetricsWriter."""
+"""ProbabilityTable and MetricsWriter."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_deqkan.handlers import ImageTable, MetricsWriter, ProbabilityTable
+from monai_deqkan.handlers import MetricsWriter, ProbabilityTable
 
 
 def engine_giving(batches):
@@ -49,27 +49,6 @@ def test_probabilities_without_labels(tmp_path):
     header, row = rows_of(tmp_path / "out" / "predictions.csv")
     assert header == ["image", "probability_a", "probability_b", "probability_c", "prediction"]
     assert row == ["x.png", "0.200000", "0.100000", "0.700000", "c"]
-
-
-def one_hot(classes, count):
-    return torch.nn.functional.one_hot(torch.tensor(classes), count).movedim(-1, 0).float()
-
-
-def test_dice_per_image_and_class(tmp_path):
-    # Class 1: 2 common of 2 + 3 pixels, 4/5. Class 2 is in neither mask of the first image, in one of the second: 0.
-    first = {
-        "image": image(tmp_path / "x.png"),
-        "pred": one_hot([[1, 1], [0, 0]], 3),
-        "label": one_hot([[1, 1], [1, 0]], 3),
-    }
-    second = {"image": image(tmp_path / "y.png"), "pred": one_hot([[0, 2]], 3), "label": one_hot([[0, 0]], 3)}
-    engine, steps = engine_giving([[first, second]])
-    ImageTable(tmp_path / "out", tmp_path, ["background", "lung", "heart"]).attach(engine)
-    engine.run(steps)
-    header, a, b = rows_of(tmp_path / "out" / "images.csv")
-    assert header == ["image", "dice_lung", "dice_heart"]
-    assert a == ["x.png", "0.8000", ""]
-    assert b[:2] == ["y.png", ""]
 
 
 def test_metrics_as_json(tmp_path):

@@ -33,6 +33,19 @@ def test_each_case_has_a_row_and_may_have_its_own_size():
     assert not figure.axes[5].images[1].get_array().any()
 
 
+def test_outlines_run_around_each_mask():
+    predicted = np.zeros((3, 4), dtype=int)
+    predicted[0, 0] = 1
+    figure = plot_segmentation([IMAGE], [(MASK == 1).astype(int)], [predicted], NAMES, outlines=True)
+    reference, prediction = figure.axes[0].collections
+    for outline, mask in ((reference, MASK == 1), (prediction, predicted == 1)):
+        rows, columns = np.nonzero(mask)
+        corners = outline.get_paths()[0].get_extents()
+        assert (corners.x0, corners.x1) == (columns.min() - 0.5, columns.max() + 0.5)
+        assert (corners.y0, corners.y1) == (rows.min() - 0.5, rows.max() + 0.5)
+    assert [line.get_linestyle() for line in figure.legends[0].get_lines()] == ["-", "--"]
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "predictions", "titles", "match"),
     [
