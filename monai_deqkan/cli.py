@@ -38,6 +38,7 @@ __all__ = ["main"]
 _SAMPLE_TEXTS = {
     "brain_lesion": "classification: real MRI template slices, half of them with a simulated lesion",
     "brain_tissue": "segmentation: real MRI template slices with masks of fluid, grey and white matter",
+    "brain_tissue_volumes": "segmentation in 3-D: the template as volumes, deformed and tilted, with the same masks",
     "brain_kspace": "reconstruction: 8-coil k-space simulated from real MRI template slices",
 }
 _SAMPLE_OF_TASK = {"classification": "brain_lesion", "segmentation": "brain_tissue", "reconstruction": "brain_kspace"}

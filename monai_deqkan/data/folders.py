@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_deqkan._checks import check_folder
+from monai_deqkan.data.decathlon import decathlon_labels, decathlon_parts, is_decathlon
 from monai_deqkan.data.files import IMAGE_SUFFIXES, image_stem, images_in, is_image, visible, visible_folders
 from monai_deqkan.data.parts import part_folders, resolve_part
 from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
@@ -128,10 +129,12 @@ def classification_items(
 def segmentation_items(dataset_dir: str | Path, part: str, seed: int = 0) -> list[dict[str, str]]:
     """List the pairs of ``train|val|test/{images,masks}``: files of the same name but for the suffix.
 
-    Without ``val`` a fifth of ``train`` is held out, by the seed.
+    Or the cases of a folder in the Medical Segmentation Decathlon's layout: ``dataset.json`` with the lists
+    ``training`` and perhaps ``validation``, beside ``imagesTr`` and ``labelsTr``; test cases have no labels there and
+    count only where the list gives some. Without ``val`` a fifth of ``train`` is held out, by the seed.
 
     Args:
-        dataset_dir: the folder that holds ``train``, and perhaps ``val`` and ``test``.
+        dataset_dir: the folder that holds ``train``, and perhaps ``val`` and ``test``; or ``dataset.json``.
         part: ``"train"``, ``"val"``, or ``"evaluate"`` for ``test`` where there is one, else ``val``.
         seed: seed of the held-out part.
 
@@ -142,9 +145,15 @@ def segmentation_items(dataset_dir: str | Path, part: str, seed: int = 0) -> lis
         FileNotFoundError: if a folder is missing.
         ValueError: if an image has no mask, a mask no image, a name comes twice, or there is no pair.
     """
-    folders = part_folders(check_folder(dataset_dir, "the data set"))
-    chosen, split = _resolve(dataset_dir, part, folders, _MASK_LAYOUT)
-    items = _pairs(folders[chosen])
+    root = check_folder(dataset_dir, "the data set")
+    if is_decathlon(root):
+        parts = decathlon_parts(root)
+        chosen, split = _resolve(dataset_dir, part, parts, _MASK_LAYOUT)
+        items = parts[chosen]
+    else:
+        folders = part_folders(root)
+        chosen, split = _resolve(dataset_dir, part, folders, _MASK_LAYOUT)
+        items = _pairs(folders[chosen])
     if split:
         items = hold_out(items, split, seed)
         _log_hold_out(dataset_dir, split, len(items))
@@ -154,9 +163,13 @@ def segmentation_items(dataset_dir: str | Path, part: str, seed: int = 0) -> lis
 def mask_values(dataset_dir: str | Path) -> list[int]:
     """Return the distinct pixel values of all training masks, sorted; the lowest is the background.
 
+    A Decathlon's ``dataset.json`` tells them, so that no mask need be read.
+
     Raises:
         ValueError: if the values are no integers, only one, more than 64, or those of a lossy JPEG.
     """
+    if is_decathlon(dataset_dir):
+        return list(decathlon_labels(dataset_dir))
     values: set[int] = set()
     for item in _pairs(_part_folder(dataset_dir, "train", _MASK_LAYOUT)):
         mask = read_image(item["label"], is_mask=True)
@@ -182,13 +195,21 @@ def mask_values(dataset_dir: str | Path) -> list[int]:
     return sorted(values)
 
 
-def mask_class_names(values: Sequence[int]) -> list[str]:
+def mask_class_names(values: Sequence[int], dataset_dir: str | Path | None = None) -> list[str]:
     """Name the classes of masks by their pixel values, where nobody gave better names.
+
+    Args:
+        values: the distinct pixel values, sorted.
+        dataset_dir: the data set, whose ``dataset.json``, in the Decathlon's layout, gives better names.
 
     Example:
         >>> mask_class_names([0, 255]), mask_class_names([0, 85, 170])
         (['background', 'foreground'], ['background', 'value_85', 'value_170'])
     """
+    if dataset_dir is not None and is_decathlon(dataset_dir):
+        labels = decathlon_labels(dataset_dir)
+        if list(labels) == list(values):
+            return list(labels.values())
     foreground = [f"value_{value}" for value in values[1:]] if len(values) > 2 else ["foreground"]
     return ["background", *foreground]
 

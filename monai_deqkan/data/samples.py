@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from monai_deqkan._checks import check_choice, check_empty_folder
 from monai_deqkan.data.fastmri import write_kspace
+from monai_deqkan.data.tissue_volumes import TISSUE_VOLUMES_README, TISSUE_VOLUMES_SPLIT, write_tissue_volumes
 from monai_deqkan.operators import simulate_kspace, smooth_coil_maps, smooth_phase
 
 __all__ = ["SAMPLES", "write_sample"]
@@ -96,8 +97,8 @@ def write_sample(name: str, folder: str | Path) -> Path:
 
     Args:
         name: ``"brain_lesion"`` (classification: slices with and without a synthetic lesion), ``"brain_tissue"``
-            (segmentation: background, cerebrospinal fluid, grey and white matter) or ``"brain_kspace"``
-            (reconstruction: simulated 8-coil k-space in fastMRI's layout).
+            (segmentation: background, cerebrospinal fluid, grey and white matter), ``"brain_tissue_volumes"`` (the same
+            in 3-D, as NIfTI) or ``"brain_kspace"`` (reconstruction: simulated 8-coil k-space in fastMRI's layout).
         folder: where to write it: absent, or empty.
 
     Returns:
@@ -283,6 +284,7 @@ def _write_kspace(folder: Path) -> None:
 _WRITERS: dict[str, Callable[[Path], None]] = {
     "brain_lesion": _write_lesion,
     "brain_tissue": _write_tissue,
+    "brain_tissue_volumes": write_tissue_volumes,
     "brain_kspace": _write_kspace,
 }
 
@@ -314,6 +316,7 @@ white matter where that is the most probable, and fluid where neither is: fluid 
 intensity) on each picture, so that thresholds alone do not find the tissues. Each training slice comes three times, the
 second time flipped left to right, each with its own field and noise.
 """,
+    "brain_tissue_volumes": TISSUE_VOLUMES_README,
     "brain_kspace": f"""# brain_kspace: simulated k-space of a brain template
 
 Layout: `train|val|test/*.h5`, fastMRI's HDF5 layout: fully sampled `kspace` of shape
@@ -342,6 +345,8 @@ person's image, and much smoother than one. nilearn's documentation gives its li
 
 
 def _split_text(name: str) -> str:
+    if name not in _SLABS:
+        return TISSUE_VOLUMES_SPLIT
     slabs = {part: " and ".join(f"{low} to {high}" for low, high in slabs) for part, slabs in _SLABS[name].items()}
     return f"""
 ## Split

@@ -11,6 +11,7 @@ from monai_deqkan.visualize.embedding import embed_features, plot_embedding
 from monai_deqkan.visualize.kan_curves import plot_kan_curves, plot_kan_layer
 from monai_deqkan.visualize.kan_table import write_edge_table
 from monai_deqkan.visualize.learning import plot_bars, plot_learning_curves
+from monai_deqkan.visualize.mask_outlines import draw_outlines
 from monai_deqkan.visualize.reconstruction import plot_reconstruction
 from monai_deqkan.visualize.reconstruction_suite import plot_reconstruction_curves, reconstruction_suite_report
 from monai_deqkan.visualize.reliability import plot_reliability
@@ -21,6 +22,7 @@ from monai_deqkan.visualize.segmentation import plot_segmentation
 
 __all__ = [
     "Report",
+    "draw_outlines",
     "embed_features",
     "overlay_saliency",
     "plot_bars",

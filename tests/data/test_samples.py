@@ -9,11 +9,13 @@ from PIL import Image
 
 from monai_deqkan.data import SAMPLES, samples, write_sample
 
+SLICED = tuple(samples._SLABS)
+
 
 @pytest.fixture
 def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     slabs = {"train": ((20, 22), (33, 33)), "val": ((-3, -2),), "test": ((50, 52),)}
-    monkeypatch.setattr(samples, "_SLABS", dict.fromkeys(SAMPLES, slabs))
+    monkeypatch.setattr(samples, "_SLABS", dict.fromkeys(SLICED, slabs))
     monkeypatch.setattr(samples, "_LESION_PICTURES", {"train": 4, "val": 2, "test": 2})
 
 
@@ -34,7 +36,7 @@ def test_two_runs_write_the_same_files_and_no_two_pictures_are_equal(tmp_path: P
     assert all(words in text for words in ("**Real:**", "**Simulated:**", "Not for clinical use", "152 people"))
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", SLICED)
 def test_parts_are_at_least_ten_millimetres_apart(name: str) -> None:
     positions = {part: np.array(samples._positions(name, part)) for part in ("train", "val", "test")}
     for first, second in itertools.combinations(positions.values(), 2):
@@ -118,7 +120,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_unknown_sample_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"brain_lesion, brain_tissue, brain_kspace.*Did you mean 'brain_tissue'"):
+    with pytest.raises(ValueError, match=r"brain_lesion, brain_tissue, .*brain_kspace.*Did you mean 'brain_tissue'"):
         write_sample("brain_tisue", tmp_path / "sample")
     assert not (tmp_path / "sample").exists()
 

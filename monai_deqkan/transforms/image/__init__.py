@@ -3,7 +3,8 @@
 from monai_deqkan.transforms.image.array import LoadMask, LoadMedicalImage
 from monai_deqkan.transforms.image.border import RandBorderShade, RandBorderShaded
 from monai_deqkan.transforms.image.dictionary import LoadMaskd, LoadMedicalImaged
-from monai_deqkan.transforms.image.save import CheckSameShaped, SaveMask, SaveMaskd
+from monai_deqkan.transforms.image.save import CheckSameShaped, SaveMask, SaveMaskd, SaveProbability, SaveProbabilityd
+from monai_deqkan.transforms.image.smooth_inverse import SmoothInversed
 
 __all__ = [
     "CheckSameShaped",
@@ -15,4 +16,7 @@ __all__ = [
     "RandBorderShaded",
     "SaveMask",
     "SaveMaskd",
+    "SaveProbability",
+    "SaveProbabilityd",
+    "SmoothInversed",
 ]

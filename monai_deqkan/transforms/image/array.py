@@ -14,7 +14,7 @@ from monai.data.utils import orientation_ras_lps
 from monai.transforms import Transform
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.misc import is_dicom
 from torch import Tensor
 
@@ -158,6 +158,14 @@ def read_image(path: str | Path, *, is_mask: bool = False) -> MetaTensor:
             )
         pixels = pixels[:1]
     return _tracked(pixels, torch.as_tensor(meta.get("affine", np.eye(4)), dtype=torch.float64), str(file))
+
+
+def has_position(path: Path) -> bool:
+    """Tell whether a DICOM file says how its pixels lie in the patient: slices and volumes do, radiographs do not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = dcmread(path, force=True, stop_before_pixels=True)
+    return "ImageOrientationPatient" in _dicom_group(data, "PlaneOrientationSequence")
 
 
 class _PictureReader(PILReader):

@@ -1,0 +1,70 @@
+"""Note at the end of a training what its images were like, so that inference can tell unlike ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import ScaleIntensityRangePercentiles
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from monai_deqkan.handlers.best_model import replace_json
+from monai_deqkan.metrics.training_range import image_statistics, training_ranges
+
+__all__ = ["TrainingRangeWriter", "rescaled_statistics"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRangeWriter:
+    """Add to the best model's ``model.json`` the range of the training images' statistics, when the training ends.
+
+    The ranges (:func:`~monai_deqkan.metrics.training_ranges`) are those of preprocessed images, of any intensity scale:
+    each is first mapped to ``[0, 1]``, from its minimum to its 99.5th percentile. Of a large training set
+    ``max_images`` chosen by chance are looked at.
+
+    Args:
+        save_dir: folder with the ``model.json`` of :class:`BestModelSaver`.
+        dataset: training items with ``image``, preprocessed but not augmented.
+        max_images: number of images to look at.
+        seed: seed of their choice.
+    """
+
+    def __init__(
+        self, save_dir: str | os.PathLike[str], dataset: Dataset[Any], max_images: int = 500, seed: int = 0
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.dataset = dataset
+        self.max_images = max_images
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, engine: Engine) -> None:
+        description = self.save_dir / "model.json"
+        if not description.is_file():
+            logger.warning("No model was saved in %s: no ranges to add.", self.save_dir)
+            return
+        data: Any = self.dataset
+        count = len(data)
+        chosen = np.random.default_rng(self.seed).choice(count, min(count, self.max_images), replace=False)
+        ranges = training_ranges([rescaled_statistics(data[int(index)]["image"]) for index in sorted(chosen)])
+        record = json.loads(description.read_text(encoding="utf-8"))
+        replace_json(description, {**record, "training_ranges": ranges})
+
+
+def rescaled_statistics(image: Any) -> dict[str, float]:
+    """Describe a preprocessed image of any intensity scale; see :class:`TrainingRangeWriter`."""
+    pixels = torch.as_tensor(image).as_subclass(Tensor).detach().cpu()
+    scale = ScaleIntensityRangePercentiles(0, 99.5, 0.0, 1.0, clip=True)
+    scaled = scale(pixels) if bool(pixels.max() > pixels.min()) else torch.zeros_like(pixels)
+    return image_statistics(torch.as_tensor(scaled), image.meta.get("spatial_shape"))
