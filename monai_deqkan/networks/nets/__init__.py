@@ -7,8 +7,10 @@ from monai_deqkan.networks.nets.dncnn import DnCNN
 from monai_deqkan.networks.nets.kan_unet import KANUNet
 from monai_deqkan.networks.nets.recurrent_kan_classifier import RecurrentKANClassifier
 from monai_deqkan.networks.nets.sensitivity_net import SensitivityNet
+from monai_deqkan.networks.nets.ukan import UKAN
 
 __all__ = [
+    "UKAN",
     "ConvexRidgeDenoiser",
     "DEQKANClassifier",
     "DEQReconstructor",

@@ -8,9 +8,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor
 
-from monai_deqkan.networks.layers import KANLayer
+from monai_deqkan.networks.layers import BSplineBasis, InputStatistics, KANLayer, refit_grids
 from monai_deqkan.networks.nets import KANUNet
 
 
@@ -59,6 +60,17 @@ def test_number_of_parameters(dims: int, settings: dict[str, Any]) -> None:
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("num_convs", [1, 3])
+def test_number_of_parameters_with_transposed_convolutions(dims: int, num_convs: int) -> None:
+    f = (3, 5, 6)
+    net = KANUNet(dims, 2, 4, features=f, up="transposed", down="strided", stem_stride=2, num_convs=num_convs)
+    kernels = 2 * f[0] + sum(a * b for a, b in pairwise(f)) + (num_convs - 1) * sum(a**2 for a in f)
+    kernels += sum((num_convs + 1) * a**2 for a in f[:-1])
+    expected = 8 * (3**dims * kernels + 2**dims * sum(a * b for a, b in pairwise(f)) + f[0] * 4)
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
 def test_defaults_are_the_km_unet() -> None:
     net = KANUNet(spatial_dims=2, in_channels=1, out_channels=2)
     assert sum(p.numel() for p in net.parameters()) == 4_277_632
@@ -87,6 +99,133 @@ def test_sizes_down_to_the_minimum(up: str) -> None:
     assert torch.isfinite(KANUNet(2, 1, 3, features=(2, 3, 4), norm=None)(torch.randn(1, 1, 4, 4))).all()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"down": "strided", "up": "transposed", "stem_stride": 2, "num_convs": 1, "grid_size": 2, "spline_order": 2},
+        {"down": "strided", "norm": ("group", {"num_groups": 2}), "basis": "gaussian", "base_activation": "silu"},
+        {"up": "transposed", "norm": "batch", "rank": 3, "bias": True},
+        {"stem_stride": 2, "norm": None, "outside": "linear", "init": "identity", "up": "nearest"},
+    ],
+)
+def test_options_at_any_size(dims: int, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = KANUNet(dims, 2, 3, features=(2, 3, 4), **settings).double().eval()
+    for size in ((9, 14, 11), (16, 8, 12)):
+        x = torch.randn(1, 2, *size[:dims], dtype=torch.float64)
+        y = net(x)
+        assert y.shape == (1, 3, *size[:dims])
+        assert y.std() > 0
+        torch.testing.assert_close(net(torch.cat((x, torch.randn_like(x))))[:1], y)
+    net.train()(torch.randn(2, 2, *size[:dims]).double()).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_options_reach_the_layers() -> None:
+    net = KANUNet(
+        2, 1, 2, features=(2, 3), basis="bspline", outside="linear", init="zero_spline", base_activation="silu"
+    )
+    layers = [module for module in net.modules() if isinstance(module, KANLayer)]
+    assert all(layer.basis == BSplineBasis(outside="linear") and not layer.coefficients.any() for layer in layers)
+    strides = [layer.stride for layer in KANUNet(2, 1, 2, features=(2, 3), down="strided", stem_stride=2).modules()
+               if isinstance(layer, KANLayer)]  # fmt: skip
+    assert strides == [(2, 2), (1, 1), (2, 2), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
+
+
+def test_smallest_sizes() -> None:
+    torch.manual_seed(0)
+    for settings, small, large in (
+        ({}, 4, 8),
+        ({"stem_stride": 2}, 7, 15),
+        ({"down": "strided"}, 1, 5),
+        ({"down": "strided", "stem_stride": 2}, 1, 9),
+    ):
+        net = KANUNet(2, 1, 2, features=(2, 3, 4), **settings)  # type: ignore[arg-type]
+        assert (net.min_size, net.min_longest) == (small, large)
+        assert torch.isfinite(net(torch.randn(1, 1, small, large))).all()
+        for size in ((max(small - 1, 1), large - 1), (small, large - 1)):
+            with pytest.raises(ValueError, match="along each axis"):
+                net(torch.randn(1, 1, *size))
+
+
+def test_half_resolution_is_interpolated() -> None:
+    torch.manual_seed(0)
+    net = KANUNet(2, 1, 2, features=(3,), stem_stride=2)
+    x = torch.randn(1, 1, 12, 9)
+    coarse = net.head(net.stem(x))
+    assert coarse.shape[2:] == (6, 5)
+    expected = torch.nn.functional.interpolate(coarse, size=(12, 9), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", ("group", {"num_groups": 2}), None])
+def test_inputs_stay_on_the_grid(norm: Any) -> None:
+    """At initialization and after training; without a normalization after a refit of the grids."""
+    torch.manual_seed(0)
+    net = KANUNet(2, 1, 2, features=(4, 8), norm=norm, up="transposed", outside="linear")
+    images, masks = disks(2)
+    images = (images - images.mean()) / images.std()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for steps in (0, 30):
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(net(images), masks)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if norm is None and steps:
+            assert max(refit.outside_before for refit in refit_grids(net, [images])) > 0.1
+        with InputStatistics(net) as statistics:
+            net(images)
+        outside = max(inputs.outside for inputs in statistics.layers.values())
+        print(f"norm {norm}: after {steps} steps at most {100 * outside:.1f} % outside")
+        assert outside < (0.03 if norm or steps else 0.06)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_deep_supervision(stem_stride: int) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"features": (2, 3, 4, 5), "stem_stride": stem_stride}
+    net = KANUNet(2, 1, 2, deep_supervision=True, num_supervised=2, **settings)
+    x, label = torch.randn(2, 1, 40, 16), torch.randint(0, 2, (2, 1, 40, 16)).float()
+    outputs = net(x)
+    sizes = [(40, 16), (20 // stem_stride, 8 // stem_stride)]
+    assert [tuple(y.shape) for y in outputs] == [(2, 2, *size) for size in sizes]
+    DeepSupervisionLoss(DiceCELoss(softmax=True, to_onehot_y=True))(outputs, label).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+    single = net.eval()(x)
+    torch.testing.assert_close(single, outputs[0])
+    plain = KANUNet(2, 1, 2, **settings)
+    plain.load_state_dict({key: value for key, value in net.state_dict().items() if "coarse_heads" not in key})
+    torch.testing.assert_close(plain(x), single)
+    assert len(KANUNet(2, 1, 2, deep_supervision=True, **settings)(x)) == 3
+
+
+@pytest.mark.parametrize("up", ["interp", "transposed"])
+def test_checkpointing_changes_nothing_but_memory(up: str) -> None:
+    torch.manual_seed(0)
+    nets = [KANUNet(2, 1, 2, features=(2, 3), checkpointing=on, up=up, dropout=0.2) for on in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(2, 1, 16, 12)
+    kept: list[int] = [0, 0]
+    results = []
+    for i, net in enumerate(nets):
+        torch.manual_seed(1)
+
+        def count(tensor: Tensor, i: int = i) -> Tensor:
+            kept[i] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            y = net(x)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in net.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_sliding_window_and_metadata() -> None:
     torch.manual_seed(0)
     net = KANUNet(2, 1, 2, features=(2, 4)).eval()
@@ -100,9 +239,17 @@ def test_sliding_window_and_metadata() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated, and still asked for by users
-def test_scripts_and_exports() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"up": "transposed", "down": "strided", "stem_stride": 2, "rank": 2, "num_convs": 1},
+        {"deep_supervision": True, "checkpointing": True, "norm": "batch", "outside": "linear"},
+    ],
+)
+def test_scripts_and_exports(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    net = KANUNet(2, 1, 2, features=(2, 3)).double().eval()
+    net = KANUNet(2, 1, 2, features=(2, 3), **settings).double().eval()
     x = torch.randn(2, 1, 17, 19).double()
     torch.testing.assert_close(torch.jit.script(net)(x), net(x))
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
@@ -117,8 +264,13 @@ def test_wrong_use() -> None:
         ({"spatial_dims": 1}, "spatial_dims"),
         ({"features": ()}, "at least one level"),
         ({"features": (4, 0)}, "`features` must be at least 1"),
-        ({"up": "deconv"}, "`up` must be one of interp, nearest"),
-        ({"down": "stride"}, "`down` must be one of maxpool, avgpool"),
+        ({"up": "deconv"}, "`up` must be one of interp, nearest, transposed"),
+        ({"down": "stride"}, "`down` must be one of maxpool, avgpool, strided"),
+        ({"num_convs": 0}, "num_convs"),
+        ({"stem_stride": 3}, "`stem_stride` must be 1 or 2"),
+        ({"num_supervised": 4}, "`num_supervised` must be at most 3"),
+        ({"norm": "layer"}, "`norm` must be one of"),
+        ({"rank": 2, "init": "identity"}, "`init` must be one of variance, zero_spline"),
     ):
         with pytest.raises(ValueError, match=message):
             KANUNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **settings})  # type: ignore[arg-type]
