@@ -1,0 +1,89 @@
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_deqkan.handlers import MaskTable, TrainingRangeWriter
+from monai_deqkan.metrics import image_statistics
+
+
+class Fake:
+    """As much of an engine as a handler needs."""
+
+    def __init__(self, output):
+        self.state = SimpleNamespace(output=output)
+        self.calls = []
+
+    def add_event_handler(self, event, function):
+        self.calls.append(function)
+
+    def run(self):
+        for function in self.calls:
+            function(self)
+
+
+def image(path, pixels):
+    return MetaTensor(pixels, meta={"filename_or_obj": str(path), "spatial_shape": list(pixels.shape[1:])})
+
+
+def volume(path, pixels, affine):
+    return MetaTensor(pixels, affine=affine, meta={"filename_or_obj": str(path), "mask_file": f"{path}_mask.nii.gz"})
+
+
+def test_volumes_in_millilitres_and_shares(tmp_path):
+    pixels = torch.zeros(1, 4, 5, 6)
+    pixels[0, :2, :2, :3] = 1
+    affine = torch.tensor([[0, -2.0, 0, 1], [3.0, 0, 0, 1], [0, 0.5, 5.0, 1], [0, 0, 0, 1]])
+    path = tmp_path / "a.nii.gz"
+    sample = {"image": image(path, torch.rand(1, 4, 5, 6)), "pred": volume(path, pixels, affine)}
+    engine = Fake([sample])
+    MaskTable(tmp_path, ["none", "tumour"], tmp_path, skipped=[{"file": "b", "reason": "cut off"}]).attach(engine)
+    engine.run()
+    with (tmp_path / "masks.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row == {"image": "a.nii.gz", "mask": "a.nii.gz_mask.nii.gz", "share_tumour": "0.1", "ml_tumour": "0.36"}
+    assert json.loads((tmp_path / "masks.json").read_text())["skipped"] == [{"file": "b", "reason": "cut off"}]
+
+
+def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_path, caplog):
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 32).expand(1, 32, 32)
+    data = [{"image": image(f"{i}", ramp + 0.05 * torch.rand(1, 32, 32, generator=generator))} for i in range(12)]
+    (tmp_path / "model.json").write_text(json.dumps({"task": "segmentation"}))
+    trainer = Fake(None)
+    TrainingRangeWriter(tmp_path, data, max_images=8).attach(trainer)
+    trainer.run()
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["task"] == "segmentation"
+    low, high = record["training_ranges"]["median"]
+    assert low < image_statistics(ramp)["median"] < high
+
+    noise = image(tmp_path / "noise.png", torch.rand(1, 32, 32, generator=generator))
+    same = image(tmp_path / "same.png", 300 * data[0]["image"].as_tensor() - 7)
+    mask = image(tmp_path / "m.png", torch.zeros(1, 32, 32))
+    engine = Fake([{"image": same, "pred": mask}, {"image": noise, "pred": mask}])
+    MaskTable(tmp_path / "out", ["none", "some"], tmp_path, record["training_ranges"]).attach(engine)
+    engine.run()
+    rows = json.loads((tmp_path / "out" / "masks.json").read_text())["images"]
+    assert [bool(row["unlike_training"]) for row in rows] == [False, True]
+    assert "1 of 2 images are unlike the training images" in caplog.text
+
+
+def test_no_model_no_ranges(tmp_path, caplog):
+    trainer = Fake(None)
+    TrainingRangeWriter(tmp_path, []).attach(trainer)
+    trainer.run()
+    assert "no ranges to add" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_even_images_have_statistics(tmp_path, value):
+    mask = image(tmp_path / "m.png", torch.zeros(1, 8, 8))
+    engine = Fake([{"image": image(tmp_path / "m.png", torch.full((1, 8, 8), value)), "pred": mask}])
+    MaskTable(tmp_path, ["none", "some"], tmp_path, {"contrast": [0.1, 1.0]}).attach(engine)
+    engine.run()
+    assert json.loads((tmp_path / "masks.json").read_text())["images"][0]["unlike_training"] == ["contrast"]
