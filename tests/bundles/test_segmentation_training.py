@@ -64,6 +64,7 @@ def test_deep_supervision(lung, settings):
 
 
 def test_grids_on_a_schedule_then_pruning(lung, caplog):
+    caplog.set_level("INFO", logger="monai_deqkan.handlers.kan_grid")
     models = lung.work / "models"
     settings = {"max_epochs": 2, "refit_every": 1, "refit_until": 1, "extend_at": {"1": 7}, "learning_rate": 0.01}
     lung.train(models, **settings)
@@ -93,5 +94,6 @@ def test_grids_on_a_schedule_then_pruning(lung, caplog):
 
 
 def test_networks_without_kan_layers_have_no_grids(lung, caplog):
+    caplog.set_level("INFO", logger="monai_deqkan.handlers.kan_grid")
     losses(lung, "run", refit_every=1, extend_at={1: 7}, **UNET)
-    assert not any("grid" in message for message in caplog.messages)
+    assert not any("grids of" in message for message in caplog.messages)

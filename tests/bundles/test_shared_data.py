@@ -74,6 +74,38 @@ def test_segmentation_of_lung_fields(bundle, tmp_path):
     assert len(list((predictions / "images").glob("*_mask.png"))) == 4
 
 
+COLOR = {"in_channels": 3, "flip_axes": [0, 1]}
+SETS = {
+    "busi_breast_ultrasound": {},
+    "glas_glands": COLOR,
+    "cvc_clinicdb_polyps": {**COLOR, "loss_name": "tversky"},
+    "isic2018_skin_lesions": {**COLOR, "elastic_prob": 1.0},
+    "monuseg_nuclei": {**COLOR, "image_size": [64, 64]},
+    "drive_retina_vessels": {**COLOR, "image_size": [57, 59], "loss_name": "weighted_ce"},
+    "isbi2012_em_membranes": {"flip_axes": [0, 1], "image_size": [64, 64], "refit_every": 1, "extend_at": {"1": 6}},
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_segmentation_of_other_images_by_overrides_alone(make_bundle, name):
+    source, bundle = shared(f"segmentation/{name}"), make_bundle("lung_xray_kanunet_segmentation")
+    data = bundle.work / "data"
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            copy(some(source / part / kind, 2), data / part / kind)
+    paths = {"dataset_dir": str(data), "ckpt_dir": str(bundle.work / "models")}
+    bundle.run("train", **{**bundle.tiny, "max_epochs": 1, "features": [2, 4], **SETS[name], **paths})
+    bundle.run("evaluate", **paths, output_dir=str(bundle.work / "eval"))
+    with (bundle.work / "eval" / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    metrics = json.loads((bundle.work / "eval" / "metrics.json").read_text())
+    assert metrics["val_mean_dice"] == pytest.approx(np.mean([float(row["dice_foreground"]) for row in rows]), abs=1e-4)
+    assert [row["image"] for row in rows] == sorted(
+        f"val/images/{path.name}" for path in (data / "val/images").iterdir()
+    )
+    assert (bundle.work / "eval" / "worst.png").is_file()
+
+
 @pytest.mark.parametrize("bundle", ["brain_mri_deq_reconstruction"], indirect=True)
 def test_reconstruction_of_measured_kspace(bundle, tmp_path):
     source = shared("mri/multicoil_brain_smallfov.h5")
