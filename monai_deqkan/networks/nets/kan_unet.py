@@ -67,8 +67,9 @@ class KANUNet(nn.Module):
     the grids by `refit_grids` or `KANGridHandler`. Weights in the normalization (``("batch", {"affine": True})``) may
     likewise carry values off the grid.
 
-    Cheap forms: ``stem_stride=2``, ``num_convs=1``, ``up="transposed"``, ``rank``, ``grid_size=3`` with
-    ``spline_order=2``.
+    Cheap forms: ``stem_stride=2``, ``num_convs=1``, ``up="transposed"``, ``grid_size=3`` with ``spline_order=2``;
+    ``rank`` saves parameters more than time, and ``down="strided"`` costs more than pooling, since functions are
+    evaluated on the finer maps.
 
     Args:
         spatial_dims: 2 or 3.
