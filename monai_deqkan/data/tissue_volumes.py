@@ -88,8 +88,9 @@ def _template_points(rng: np.random.Generator, shape: tuple[int, ...], placed: A
 def _to_grey(pixels: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Apply a bias field and Rician noise, and round to 8 bits."""
     degrees = np.indices((4, 4, 4)).sum(0)
-    axes = [np.linspace(-1, 1, size) for size in pixels.shape]
-    field = np.polynomial.legendre.leggrid3d(*axes, np.where(degrees <= 3, rng.normal(size=degrees.shape), 0))
+    coefficients = np.where(degrees <= 3, rng.normal(size=degrees.shape), 0.0)
+    x, y, z = (np.linspace(-1, 1, size) for size in pixels.shape)
+    field = np.polynomial.legendre.leggrid3d(x, y, z, coefficients)
     field -= field.mean()
     biased = pixels * (1 + _BIAS * field / np.abs(field).max())
     real, imaginary = rng.normal(0, _NOISE, (2, *pixels.shape))

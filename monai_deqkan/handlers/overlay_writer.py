@@ -63,9 +63,10 @@ class MaskOverlayWriter:
 def _three_slices(image: MetaTensor, mask: MetaTensor) -> NDArray[np.uint8]:
     """Draw the slices through the middle of the foreground, side by side, pixels square."""
     turn = Orientation(axcodes="RAS", labels=None)
-    space = MetaTensor(mask.as_tensor().cpu().float(), affine=image.affine)
-    grey, classes = turn(image).mean(0).numpy(), turn(space)[0].numpy().astype(int)
-    spacing = np.sqrt((np.asarray(turn(image).affine)[:3, :3] ** 2).sum(0))
+    turned: Any = turn(image)
+    grey = turned.mean(0).numpy()
+    classes = np.asarray(turn(MetaTensor(mask.as_tensor().cpu().float(), affine=image.affine)))[0].astype(int)
+    spacing = np.sqrt((np.asarray(turned.affine)[:3, :3] ** 2).sum(0))
     found = np.argwhere(classes > 0)
     center = found.mean(0).round().astype(int) if len(found) else np.array(classes.shape) // 2
     low, high = np.percentile(grey, (0.5, 99.5))

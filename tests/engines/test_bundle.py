@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.networks import nets as monai_nets
 from torch import nn
 
 from monai_deqkan.engines import (
@@ -12,9 +13,11 @@ from monai_deqkan.engines import (
     latest_checkpoint,
     load_task,
     load_weights,
+    network_class,
     start_training,
     training_folder,
 )
+from monai_deqkan.networks import nets
 
 
 @pytest.mark.parametrize(
@@ -199,3 +202,14 @@ def test_a_description_that_is_no_text_is_named(tmp_path):
     (tmp_path / "model.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"cannot be read: .*model\.json"):
         load_task(tmp_path / "model.json")
+
+
+def test_networks_are_found_by_name_ours_before_monais():
+    assert network_class("KANUNet") is nets.KANUNet
+    assert network_class("SegResNet") is monai_nets.SegResNet
+
+
+@pytest.mark.parametrize("name", ["Unknown", "os.system", "__builtins__", "kan_unet", None])
+def test_nothing_but_networks_is_found(name):
+    with pytest.raises(ValueError, match=r"`network_name` must be a network of .*KANUNet"):
+        network_class(name)
