@@ -28,6 +28,10 @@ class _Convolution(Contraction):
     dilation: tuple[int, ...]
     groups: int
 
+    @property
+    def rows_together(self) -> int:
+        return self.groups
+
     def _maps(self, shape: torch.Size) -> tuple[int, ...]:
         # (B * G, F, C / G, *space) features are (B, G * F * C / G, *space) maps: group-major, then basis-major
         return (shape[0] // self.groups, self.groups * shape[1] * shape[2], *shape[3:])

@@ -128,7 +128,7 @@ def _shrunk(name: str, layer: Any, live: Tensor) -> KANLayer:
         small.bias.copy_(bias)
     if layer.input_scale is not None and layer.input_shift is not None:
         small.set_input_map(layer.input_scale[live], layer.input_shift[live])
-    small.weight.requires_grad_(layer.weight.requires_grad)
+    small.weight.requires_grad_(layer.weight.requires_grad if steps is None else steps.original.requires_grad)
     for mask in [step.mask for step in steps or () if isinstance(step, KANMask)]:
         parametrize.register_parametrization(small, "weight", KANMask(columns(mask)))
     shrunk: KANLayer = small

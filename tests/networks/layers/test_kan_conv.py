@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from monai_deqkan.networks.layers import KANConv1d, KANConv2d, KANConv3d
+from monai_deqkan.networks.layers import KANConv1d, KANConv2d, KANConv3d, kan_features
 
 CLASSES: dict[int, Any] = {1: KANConv1d, 2: KANConv2d, 3: KANConv3d}
 PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -253,3 +253,41 @@ def test_a_kernel_size_of_another_kind_is_refused(kernel_size: Any) -> None:
 
 def test_integers_of_numpy_are_sizes() -> None:
     assert KANConv2d(1, 1, np.array([3, 1]), padding=np.int64(1)).kernel_size == (3, 1)
+
+
+@pytest.mark.parametrize("settings", [{"groups": 2}, {"stride": 2, "base_activation": None, "bias": False}])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_features_made_sample_by_sample_give_the_same(
+    settings: dict[str, Any], mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make(2, 4, 6, 3, padding=1, **settings)
+    if mapped:
+        layer.set_input_map(torch.linspace(0.5, 1.5, 4), torch.linspace(-0.2, 0.3, 4))
+    x = image(5, 4, 7, 8)
+    features_of_a_sample = layer.num_features * x[0].numel()
+    found = []
+    for samples in (5, 2, 0):  # parts of 5, of 2 2 1, and of 1
+        monkeypatch.setattr(kan_features, "_CHUNK", samples * features_of_a_sample)
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])])
+    for parts in found[1:]:
+        torch.testing.assert_close(parts, found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x[:1]), found[0][0][:1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("chunk", "calls"), [(1 << 30, [8, 8]), (1, [1] * 16)])
+def test_a_step_holds_the_features_of_few_samples(
+    chunk: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = kan_features.FeatureMap.fill
+    samples: list[int] = []
+
+    def counted(features: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        samples.append(len(x))
+        return fill(features, x, dtype)
+
+    monkeypatch.setattr(kan_features, "_CHUNK", chunk)
+    monkeypatch.setattr(kan_features.FeatureMap, "fill", counted)
+    KANConv2d(8, 2, 3, padding=1)(torch.randn(8, 8, 6, 6)).sum().backward()
+    assert samples == calls
