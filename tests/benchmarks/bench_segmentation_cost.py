@@ -147,9 +147,8 @@ def volume_part(options: argparse.Namespace, x: Tensor) -> None:
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("\n### volume: KANUNet(3, 1, 2, features=(8, 16, 32, 64)), one step on 1 x 1 x 96 x 96 x 96\n")
     allocated = peak_mib(step, x.device.type) / 1024
-    print(
-        f"The process takes {process:.2f} GiB at its peak, {before:.2f} GiB before; a step allocates {allocated:.2f} GiB."
-    )
+    print(f"The process takes {process:.2f} GiB at its peak, {before:.2f} GiB before.")
+    print(f"A step allocates {allocated:.2f} GiB.")
 
 
 def compressed_part(options: argparse.Namespace, x: Tensor) -> None:
