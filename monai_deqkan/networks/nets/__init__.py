@@ -4,6 +4,7 @@ from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor
 from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier
 from monai_deqkan.networks.nets.dncnn import DnCNN
+from monai_deqkan.networks.nets.hybrid_kan_unet import HybridKANUNet
 from monai_deqkan.networks.nets.kan_unet import KANUNet
 from monai_deqkan.networks.nets.recurrent_kan_classifier import RecurrentKANClassifier
 from monai_deqkan.networks.nets.sensitivity_net import SensitivityNet
@@ -15,6 +16,7 @@ __all__ = [
     "DEQKANClassifier",
     "DEQReconstructor",
     "DnCNN",
+    "HybridKANUNet",
     "KANUNet",
     "RecurrentKANClassifier",
     "SensitivityNet",
