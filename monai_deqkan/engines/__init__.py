@@ -15,6 +15,12 @@ from monai_deqkan.engines.bundle import (
 from monai_deqkan.engines.class_balance import balanced_sampler, class_weights, sample_weights
 from monai_deqkan.engines.corruptions import CORRUPTIONS, Corruption, corrupt
 from monai_deqkan.engines.cosine_decay import CosineDecay
+from monai_deqkan.engines.first_layer_filters import (
+    FirstLayerFilters,
+    KernelLabel,
+    classify_kernels,
+    first_layer_filters,
+)
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
 from monai_deqkan.engines.reconstruction_cases import SuiteSettings
 from monai_deqkan.engines.reconstruction_methods import RIVALS, Reconstruction, ReconstructionMethod, TunedWeights
@@ -28,19 +34,31 @@ from monai_deqkan.engines.robustness import (
     write_robustness_report,
 )
 from monai_deqkan.engines.segmentation import choose_loss, has_kan_layers, mask_class_weights
+from monai_deqkan.engines.segmentation_interpretation import (
+    SegmenterInterpretation,
+    interpret_segmenter,
+    write_segmenter_interpretation,
+)
+from monai_deqkan.engines.segmentation_probe import ChannelSensitivity, PruningCost, SegmentationProbe
 from monai_deqkan.engines.warmup import GradualWarmup
 
 __all__ = [
     "CORRUPTIONS",
     "RIVALS",
+    "ChannelSensitivity",
     "Corruption",
     "CosineDecay",
+    "FirstLayerFilters",
     "GradualWarmup",
+    "KernelLabel",
     "PrepareBatchKspace",
+    "PruningCost",
     "Reconstruction",
     "ReconstructionMethod",
     "RobustnessCell",
     "RobustnessScore",
+    "SegmentationProbe",
+    "SegmenterInterpretation",
     "SuiteSettings",
     "TunedWeights",
     "attack_gradient_error",
@@ -49,12 +67,15 @@ __all__ = [
     "check_output_folder",
     "choose_loss",
     "class_weights",
+    "classify_kernels",
     "corrupt",
     "evaluate_reconstructions",
     "fgsm_attack",
     "find_bundle_root",
+    "first_layer_filters",
     "free_folder",
     "has_kan_layers",
+    "interpret_segmenter",
     "latest_checkpoint",
     "load_task",
     "load_weights",
@@ -67,4 +88,5 @@ __all__ = [
     "training_folder",
     "tune_reconstruction",
     "write_robustness_report",
+    "write_segmenter_interpretation",
 ]

@@ -19,6 +19,7 @@ from monai_deqkan.visualize.report import Report
 from monai_deqkan.visualize.robustness import plot_robustness
 from monai_deqkan.visualize.saliency import overlay_saliency
 from monai_deqkan.visualize.segmentation import plot_segmentation
+from monai_deqkan.visualize.segmentation_interpretation import segmentation_interpretation_report
 
 __all__ = [
     "Report",
@@ -41,5 +42,6 @@ __all__ = [
     "plot_roc",
     "plot_segmentation",
     "reconstruction_suite_report",
+    "segmentation_interpretation_report",
     "write_edge_table",
 ]

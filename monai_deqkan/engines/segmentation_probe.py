@@ -1,0 +1,296 @@
+"""What a segmentation network loses when a channel is replaced by its mean, or when edges are pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.metrics import DiceMetric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from monai_deqkan._checks import check_int
+from monai_deqkan.networks.layers import KANActivation, KANLayer, prune_edges
+from monai_deqkan.networks.layers.kan_compare import relative_change
+from monai_deqkan.networks.layers.kan_inputs import evaluation_mode, kan_layers
+
+__all__ = ["ChannelSensitivity", "PruningCost", "SegmentationProbe"]
+
+
+@dataclass(frozen=True)
+class ChannelSensitivity:
+    """What replacing one output channel of a layer by its mean costs.
+
+    Attributes:
+        layer: name of the layer in the network.
+        channel: the output channel.
+        dice_lost: mean Dice before minus after, over all images.
+        logit_change: root mean square change of the logits over that of the logits.
+    """
+
+    layer: str
+    channel: int
+    dice_lost: float
+    logit_change: float
+
+
+@dataclass(frozen=True)
+class PruningCost:
+    """What pruning costs without further training.
+
+    Attributes:
+        amount: share of the edges that were set to zero.
+        num_edges: edges left.
+        dice: mean Dice afterwards.
+        logit_change: root mean square change of the logits over that of the logits.
+    """
+
+    amount: float
+    num_edges: int
+    dice: float
+    logit_change: float
+
+
+class SegmentationProbe:
+    """Run a segmentation network, whole or with a part taken out, on a few images with reference masks.
+
+    The network runs in evaluation mode, without gradients, and is left as it was.
+
+    Args:
+        network: returns logits ``(B, classes, *space)``, or ``(B, 1, *space)`` for one class against the background; of
+            several outputs the first counts. Samples must not mix.
+        batches: batches with ``image`` ``(B, C, *space)`` and ``label`` ``(B, 1, *space)``, the number of the class of
+            each pixel, 0 for the background.
+        inferer: called as ``inferer(images, network)``, such as MONAI's; ``network(images)`` by default.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError: if there is no batch, or shapes do not fit.
+        TypeError: if ``network`` is no module.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: Iterable[Any],
+        *,
+        inferer: Callable[[Tensor, nn.Module], Any] | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"`network` must be a torch.nn.Module; got {type(network).__name__}.")
+        self.network = network
+        self.inferer = inferer
+        self.progress = progress
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        read = self._bar(batches, "read images", None)
+        pairs = [(_plain(batch["image"]).to(device), _plain(torch.as_tensor(batch["label"]))) for batch in read]
+        if not pairs:
+            raise ValueError("`batches` holds no image. Check the folder of the data set.")
+        self.images = [images for images, _ in pairs]
+        self.labels = [labels for _, labels in pairs]
+        for images, labels in pairs:
+            if labels.shape != (len(images), 1, *images.shape[2:]):
+                raise ValueError(
+                    f"`label` must have shape ({len(images)}, 1, *space) of the image {tuple(images.shape)}, class "
+                    f"numbers from 0; got {tuple(labels.shape)}."
+                )
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return sum(map(len, self.images))
+
+    def run(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits of one batch."""
+        found = network(images) if self.inferer is None else self.inferer(images, network)
+        while not isinstance(found, Tensor):
+            found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+        return _plain(found)
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module | None = None) -> list[Tensor]:
+        """Return the logits of all batches, by default of the network as it is."""
+        used = self.network if network is None else network
+        with evaluation_mode(used):
+            return [self.run(used, images).cpu() for images in self.images]
+
+    def dice(self, logits: Sequence[Tensor]) -> float:
+        """Return the mean Dice without background over images and classes, as the bundles' evaluation takes it."""
+        classes = max(2, logits[0].shape[1])
+        metric = DiceMetric(include_background=False, num_classes=classes)
+        for found, labels in zip(logits, self.labels, strict=True):
+            chosen = found.argmax(1, keepdim=True) if found.shape[1] > 1 else (found > 0).long()
+            metric(y_pred=chosen, y=labels.long().cpu())
+        return float(torch.as_tensor(metric.aggregate()))
+
+    @torch.no_grad()
+    def channel_sensitivity(self, num_channels: int = 8) -> list[ChannelSensitivity]:
+        """Replace channels of the outputs of KAN layers by their mean over all images and positions, one at a time.
+
+        In layers with more channels, those are chosen whose replacement changes the logits of the first image most (of
+        volumes: its middle, at most 64 voxels along each axis). A layer whose output is the network's is left out.
+
+        Args:
+            num_channels: channels tried in each layer.
+
+        Returns:
+            Layer by layer in the order of their calls, the channels that cost the most Dice first.
+
+        Raises:
+            ValueError: if the network has no KAN layer.
+        """
+        check_int("num_channels", num_channels)
+        before = self.logits()
+        dice = self.dice(before)
+        means = self._channel_means()
+        chosen = self._screened(means, num_channels)
+        bar = self._bar([(name, c) for name, rows in chosen.items() for c in rows], "channels")
+        found: dict[str, list[ChannelSensitivity]] = {name: [] for name in means}
+        for name, channel in bar:
+            with _replaced(self.network.get_submodule(name), channel, float(means[name][channel])):
+                after = self.logits()
+            lost = dice - self.dice(after)
+            found[name].append(ChannelSensitivity(name, channel, lost, relative_change(before, after)))
+        return [row for rows in found.values() for row in sorted(rows, key=lambda row: (-row.dice_lost, row.channel))]
+
+    def pruning_cost(self, amounts: Sequence[float] = (0.0, 0.25, 0.5, 0.75)) -> list[PruningCost]:
+        """Prune copies of the network by :func:`~monai_deqkan.networks.layers.prune_edges`; nothing is trained.
+
+        Args:
+            amounts: shares of all edges, each in ``[0, 1)``.
+
+        Returns:
+            One record per amount; empty for a network whose only KAN layers are activations, which are not pruned.
+
+        Raises:
+            ValueError: if the network has no KAN layer, or an amount is out of its range.
+        """
+        if not prunable_layers(self.network):
+            return []
+        before = self.logits()
+        called = self._called_layers()
+        # A layer that inference leaves out, such as a head for deep supervision, has no inputs to be judged by.
+        seen = all(name in called for name in kan_layers(self.network))
+        found = []
+        for amount in self._bar(amounts, "pruning"):
+            pruned = copy.deepcopy(self.network)
+            report = prune_edges(pruned, amount, inputs=[(self._middle(x),) for x in self.images] if seen else None)
+            after = self.logits(pruned)
+            left = sum(record.num_after for record in report.records)
+            found.append(PruningCost(float(amount), left, self.dice(after), relative_change(before, after)))
+        return found
+
+    def _bar(self, items: Iterable[Any], name: str, total: int | None = None) -> Any:
+        return tqdm(items, desc=name, total=total, disable=not self.progress)
+
+    def _middle(self, images: Tensor) -> Tensor:
+        """Return images as they are, and of volumes the middle, at most 64 voxels along each axis."""
+        if images.dim() < 5:
+            return images
+        for axis in range(2, images.dim()):
+            size = images.shape[axis]
+            images = images.narrow(axis, max(0, (size - 64) // 2), min(size, 64))
+        return images
+
+    def _called_layers(self) -> list[str]:
+        """Return the names of the KAN layers that are called, in the order of their first calls."""
+        called: list[str] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda _, __, name=name: called.append(name))
+            for name, layer in kan_layers(self.network).items()
+        ]
+        try:
+            with torch.no_grad(), evaluation_mode(self.network):
+                self.run(self.network, self._middle(self.images[0][:1]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return list(dict.fromkeys(called))
+
+    def _channel_means(self) -> dict[str, Tensor]:
+        """Return the mean of each output channel by layer, without the layer whose output is the network's."""
+        layers = kan_layers(self.network)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        last: dict[str, Any] = {}
+
+        def listen(name: str, layer: KANLayer) -> Any:
+            def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+                rows = _plain(output).movedim(channel_axis(layer), -1).flatten(0, -2).double()
+                sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + rows.sum(0)
+                counts[name] = counts.get(name, 0) + len(rows)
+                last["layer"], last["output"] = name, output
+
+            return layer.register_forward_hook(hook)
+
+        def finish(_: nn.Module, __: Any, output: Any) -> None:
+            last["is_head"] = output is last.get("output")
+
+        handles = [listen(name, layer) for name, layer in layers.items()]
+        handles.append(self.network.register_forward_hook(finish))
+        try:
+            self.logits()
+        finally:
+            for handle in handles:
+                handle.remove()
+        head = last.get("layer") if last.get("is_head") else None
+        return {name: sums[name] / counts[name] for name in sums if name != head}
+
+    def _screened(self, means: dict[str, Tensor], num_channels: int) -> dict[str, list[int]]:
+        """Return the channels to try in each layer, by the change of the logits of one image."""
+        wide = [(name, c) for name, mean in means.items() if len(mean) > num_channels for c in range(len(mean))]
+        chosen = {name: list(range(len(mean))) for name, mean in means.items()}
+        if not wide:
+            return chosen
+        image = self._middle(self.images[0][:1])
+        changes: dict[str, list[float]] = {}
+        with evaluation_mode(self.network):
+            before = self.run(self.network, image)
+            for name, channel in self._bar(wide, "choose channels"):
+                with _replaced(self.network.get_submodule(name), channel, float(means[name][channel])):
+                    change = relative_change([before], [self.run(self.network, image)])
+                changes.setdefault(name, []).append(change)
+        for name, values in changes.items():
+            order = torch.tensor(values).argsort(descending=True, stable=True)[:num_channels]
+            chosen[name] = sorted(order.tolist())
+        return chosen
+
+
+def prunable_layers(network: nn.Module) -> dict[str, KANLayer]:
+    """Return the KAN layers that have edges to prune, by name: all but the functions of activations.
+
+    Raises:
+        ValueError: if the network has no KAN layer.
+    """
+    inside = {id(part.functions) for part in network.modules() if isinstance(part, KANActivation)}
+    return {name: layer for name, layer in kan_layers(network).items() if id(layer) not in inside}
+
+
+def channel_axis(layer: KANLayer) -> int:
+    """Return the axis of the channels in the output of a layer."""
+    return -1 if layer.weight.dim() == 2 else 1
+
+
+@contextmanager
+def _replaced(layer: Any, channel: int, value: float) -> Iterator[None]:
+    """Replace one channel of a layer's output by a number."""
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed.select(channel_axis(layer), channel).fill_(value)
+        return changed
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().as_subclass(Tensor)  # no MetaTensor
