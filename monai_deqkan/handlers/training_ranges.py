@@ -22,13 +22,15 @@ __all__ = ["TrainingRangeWriter", "rescaled_statistics"]
 
 logger = logging.getLogger(__name__)
 
+_FEWEST = 20  # ranges of fewer images are so narrow that they call ordinary images unlike: 8 volumes did
+
 
 class TrainingRangeWriter:
     """Add to the best model's ``model.json`` the range of the training images' statistics, when the training ends.
 
     The ranges (:func:`~monai_deqkan.metrics.training_ranges`) are those of preprocessed images, of any intensity scale:
     each is first mapped to ``[0, 1]``, from its minimum to its 99.5th percentile. Of a large training set
-    ``max_images`` chosen by chance are looked at.
+    ``max_images`` chosen by chance are looked at; from fewer than 20 no range can be told, and none is written.
 
     Args:
         save_dir: folder with the ``model.json`` of :class:`BestModelSaver`.
@@ -56,6 +58,9 @@ class TrainingRangeWriter:
             return
         data: Any = self.dataset
         count = len(data)
+        if count < _FEWEST:
+            logger.info("Too few training images (%d) to tell later which images are unlike them.", count)
+            return
         chosen = np.random.default_rng(self.seed).choice(count, min(count, self.max_images), replace=False)
         ranges = training_ranges([rescaled_statistics(data[int(index)]["image"]) for index in sorted(chosen)])
         record = json.loads(description.read_text(encoding="utf-8"))

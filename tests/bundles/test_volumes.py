@@ -58,7 +58,7 @@ def test_volumes_train_evaluate_and_infer(make_bundle, tmp_path):
     }
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert any(value.ndim == 5 for value in weights.values())
-    assert "training_ranges" in task
+    assert "training_ranges" not in task  # two volumes cannot tell
 
     bundle.run("evaluate", **paths, output_dir=str(tmp_path / "eval"))
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())

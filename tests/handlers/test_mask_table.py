@@ -51,10 +51,10 @@ def test_volumes_in_millilitres_and_shares(tmp_path):
 def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_path, caplog):
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, 32).expand(1, 32, 32)
-    data = [{"image": image(f"{i}", ramp + 0.05 * torch.rand(1, 32, 32, generator=generator))} for i in range(12)]
+    data = [{"image": image(f"{i}", ramp + 0.05 * torch.rand(1, 32, 32, generator=generator))} for i in range(40)]
     (tmp_path / "model.json").write_text(json.dumps({"task": "segmentation"}))
     trainer = Fake(None)
-    TrainingRangeWriter(tmp_path, data, max_images=8).attach(trainer)
+    TrainingRangeWriter(tmp_path, data, max_images=30).attach(trainer)
     trainer.run()
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["task"] == "segmentation"
@@ -70,6 +70,14 @@ def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_pa
     rows = json.loads((tmp_path / "out" / "masks.json").read_text())["images"]
     assert [bool(row["unlike_training"]) for row in rows] == [False, True]
     assert "1 of 2 images are unlike the training images" in caplog.text
+
+
+def test_few_images_have_no_ranges(tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    trainer = Fake(None)
+    TrainingRangeWriter(tmp_path, [{"image": image("a", torch.rand(1, 8, 8))}] * 19).attach(trainer)
+    trainer.run()
+    assert (tmp_path / "model.json").read_text() == "{}"
 
 
 def test_no_model_no_ranges(tmp_path, caplog):
