@@ -28,7 +28,6 @@ TESTED_IN = {
     "engines/reconstruction_cases.py": "engines/test_reconstruction_suite.py",
     "engines/reconstruction_methods.py": "engines/test_reconstruction_suite.py",
     "engines/reconstruction_tuning.py": "engines/test_reconstruction_suite.py",
-    "handlers/image_table.py": "handlers/test_tables.py",
     "handlers/iteration_recorder.py": "handlers/test_solve_stats.py",
     "handlers/metrics_writer.py": "handlers/test_tables.py",
     "handlers/probability_table.py": "handlers/test_tables.py",

@@ -67,7 +67,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "segresnet": lambda channels, classes: SegResNet(2, 16, channels, classes),
     "hybrid": lambda channels, classes: HybridKANUNet(2, channels, classes),
     "kanunet": lambda channels, classes: KANUNet(
-        2, channels, classes, (8, 16, 32, 64, 112), grid_size=3, spline_order=2, stem_stride=2, up="transposed"
+        2, channels, classes, (8, 16, 32, 48, 64), stem_stride=2, up="transposed"
     ),
     "ukan": lambda channels, classes: UKAN(2, channels, classes, (16, 32, 64, 128, 192), num_layers=1),
 }
@@ -124,11 +124,16 @@ def run(options: argparse.Namespace, network_name: str, name: str, seed: int) ->
 
 
 def fit(
-    network: nn.Module, data: CacheDataset, steps: int, batch_size: int, seconds: float | None = None
+    network: nn.Module,
+    data: CacheDataset,
+    steps: int,
+    batch_size: int,
+    seconds: float | None = None,
+    learning_rate: float = 1e-3,
 ) -> tuple[float, int]:
     """Train for a number of steps, or of seconds; return the mean loss of the last tenth and the steps done."""
     criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
     loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
     network.train()
     losses: list[float] = []
@@ -140,7 +145,7 @@ def fit(
                 tail = max(len(losses) // 10, 1)
                 return sum(losses[-tail:]) / tail, len(losses)
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * min((len(losses) + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * done))
+                group["lr"] = learning_rate * min((len(losses) + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * done))
             logits = network(plain(batch["image"]))
             loss = criterion(logits, plain(batch["label"]))
             optimizer.zero_grad()

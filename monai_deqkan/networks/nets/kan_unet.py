@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_deqkan._checks import check_choice, check_int, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_choice, check_int, check_range, check_shape, check_spatial_dims
 from monai_deqkan.networks.blocks.kan_block import KANBlock, NormSpec
 from monai_deqkan.networks.blocks.kan_upsample import KANUpsample
 from monai_deqkan.networks.layers.basis import BasisSpec
@@ -67,6 +67,12 @@ class KANUNet(nn.Module):
     the grids by `refit_grids` or `KANGridHandler`. Weights in the normalization (``("batch", {"affine": True})``) may
     likewise carry values off the grid.
 
+    Learning rate: what a layer gives is normalized by the next one, so the size of its weights does not change the
+    function, but a step of Adam turns small weights further. Starting at ``init_scale`` times the usual size is like
+    a learning rate ``1 / init_scale`` times as large at the start: splines want about 0.02 where ordinary convolutions
+    want 0.001, and so both learn at 0.001 (``tests/benchmarks/bench_kanunet_init.py``). The heads, whose logits nothing
+    normalizes, are multiplied by ``1 / init_scale`` to the same end.
+
     Cheap forms: ``stem_stride=2``, ``num_convs=1``, ``up="transposed"``, ``grid_size=3`` with ``spline_order=2``;
     ``rank`` saves parameters more than time, and ``down="strided"`` costs more than pooling, since functions are
     evaluated on the finer maps.
@@ -84,6 +90,7 @@ class KANUNet(nn.Module):
             basis's own default.
         base_activation: ``"silu"`` for a base term in each layer, ``None`` for none.
         init: ``"variance"``, ``"identity"`` or ``"zero_spline"``; see `KANLayer.reset_parameters`.
+        init_scale: factor of the initial weights, in ``(0, 1]``; 0.05 by default, 1 with ``norm=None``. See above.
         bias: whether the convolutions have biases.
         norm: ``"instance"``, ``"batch"``, ``("group", {"num_groups": 4})``, or ``None`` for no normalization; without
             weights unless the settings say ``affine``.
@@ -119,7 +126,9 @@ class KANUNet(nn.Module):
         The description of a KM-UNet in the project's founding proposal, which has no public reference. Two others with
         like names differ: "KM-UNet: KAN Mamba UNet for medical image segmentation", arXiv:2501.02559 (2025), has
         selective state spaces; C. Li et al., "U-KAN makes strong backbone for medical image segmentation and
-        generation", AAAI 2025 (arXiv:2406.02918), has KAN layers on tokens after plain convolutions (`UKAN`).
+        generation", AAAI 2025 (arXiv:2406.02918), has KAN layers on tokens after plain convolutions (`UKAN`). Effective
+        learning rate of normalized weights: T. van Laarhoven, "L2 regularization versus batch and weight
+        normalization", arXiv:1706.05350 (2017).
     """
 
     def __init__(
@@ -136,6 +145,7 @@ class KANUNet(nn.Module):
         outside: str | None = None,
         base_activation: str | None = None,
         init: str = "variance",
+        init_scale: float | None = None,
         bias: bool = False,
         norm: NormSpec = "instance",
         rank: int | None = None,
@@ -165,6 +175,12 @@ class KANUNet(nn.Module):
         self.stem_stride = stem_stride
         self.transposed = up == "transposed"
         self.deep_supervision = deep_supervision
+        default_scale = 1.0 if norm is None else 0.05
+        self.init_scale = check_range(
+            "init_scale", default_scale if init_scale is None else init_scale, 0.0, 1.0, open_low=True
+        )
+        if norm is None and self.init_scale != 1:
+            raise ValueError(f"`init_scale` needs a normalization; with `norm=None` it must be 1, got {init_scale}.")
         strided = down == "strided"
         settings: dict[str, Any] = {
             "basis": basis,
@@ -210,6 +226,15 @@ class KANUNet(nn.Module):
         self.min_size, self.min_longest = (stem_stride * (need - 1) + 1 for need in needs)
         if not self.head.normalizes:
             self.min_longest = self.min_size
+        self._shrink_weights()
+
+    @torch.no_grad()
+    def _shrink_weights(self) -> None:
+        for block in self.modules():
+            if isinstance(block, KANBlock):
+                factors = [parameter for parameter in block.conv.parameters() if parameter.ndim > 1]
+                for factor in factors:  # several for low rank, whose product counts
+                    factor.mul_(self.init_scale ** (1 / len(factors)))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return logits, in training with deep supervision a list of them.
@@ -237,7 +262,7 @@ class KANUNet(nn.Module):
                 x = rise(F.interpolate(x, size=skip.shape[2:], mode=self.interpolation))
             x = stage(torch.cat([skip, x], dim=1))
             maps.append(x)
-        logits = self.head(x)
+        logits = self.head(x) / self.init_scale
         if self.stem_stride != 1:
             logits = F.interpolate(logits, size=size, mode=self.linear_mode)
         if not torch.jit.is_scripting() and self.deep_supervision and self.training:
@@ -247,7 +272,7 @@ class KANUNet(nn.Module):
     @torch.jit.unused
     def _supervised(self, logits: Tensor, maps: list[Tensor]) -> list[Tensor]:
         finer_first = maps[-2::-1]
-        return [logits, *(head(x) for head, x in zip(self.coarse_heads, finer_first, strict=False))]
+        return [logits, *(head(x) / self.init_scale for head, x in zip(self.coarse_heads, finer_first, strict=False))]
 
     @torch.jit.unused
     def _check_input(self, x: Tensor) -> None:

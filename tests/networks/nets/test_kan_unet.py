@@ -29,7 +29,7 @@ def test_learns_a_tiny_segmentation(dims: int) -> None:
     torch.manual_seed(0)
     net = KANUNet(dims, 1, 2, features=(4, 8))
     images, masks = disks(dims, 16 if dims == 2 else 8)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.002)
     losses = []
     for _ in range(40):
         loss = torch.nn.functional.cross_entropy(net(images), masks)
@@ -69,6 +69,25 @@ def test_number_of_parameters_with_transposed_convolutions(dims: int, num_convs:
     kernels += sum((num_convs + 1) * a**2 for a in f[:-1])
     expected = 8 * (3**dims * kernels + 2**dims * sum(a * b for a, b in pairwise(f)) + f[0] * 4)
     assert sum(p.numel() for p in net.parameters()) == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 2}, {"up": "transposed", "norm": ("group", {"num_groups": 2})}])
+def test_initial_scale_changes_the_weights_but_not_the_function(settings: dict[str, Any]) -> None:
+    nets = []
+    for scale in (1.0, 0.05):
+        torch.manual_seed(0)
+        nets.append(KANUNet(2, 1, 2, features=(4, 6), init_scale=scale, **settings).double())
+    ratios = [
+        (small.abs().sum() / large.abs().sum()).item()
+        for large, small in zip(*(net.parameters() for net in nets), strict=True)
+    ]
+    assert max(ratios) < (0.05 if "rank" not in settings else 0.5) * (1 + 1e-6)
+    x = torch.randn(2, 1, 16, 16).double()
+    for module in (module for net in nets for module in net.modules() if hasattr(module, "eps")):
+        module.eps = 1e-12  # else it weighs more beside the small weights' outputs
+    torch.testing.assert_close(nets[1](x), nets[0](x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="`init_scale` needs a normalization"):
+        KANUNet(2, 1, 2, norm=None, init_scale=0.05)
 
 
 def test_defaults_are_the_km_unet() -> None:
@@ -157,7 +176,7 @@ def test_half_resolution_is_interpolated() -> None:
     x = torch.randn(1, 1, 12, 9)
     coarse = net.head(net.stem(x))
     assert coarse.shape[2:] == (6, 5)
-    expected = torch.nn.functional.interpolate(coarse, size=(12, 9), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(coarse / net.init_scale, size=(12, 9), mode="bilinear", align_corners=False)
     torch.testing.assert_close(net(x), expected)
 
 
@@ -168,7 +187,7 @@ def test_inputs_stay_on_the_grid(norm: Any) -> None:
     net = KANUNet(2, 1, 2, features=(4, 8), norm=norm, up="transposed", outside="linear")
     images, masks = disks(2)
     images = (images - images.mean()) / images.std()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01 if norm is None else 0.001)
     for steps in (0, 30):
         for _ in range(steps):
             loss = torch.nn.functional.cross_entropy(net(images), masks)
