@@ -28,11 +28,7 @@ from PIL import Image
 from monai_deqkan.data import bundle_folder, copy_bundle, image_files
 
 NAME = "lung_xray_kanunet_segmentation"
-TRAINING: dict[str, Any] = {
-    "network_settings": {"features": [8, 16, 32, 64, 104], "stem_stride": 2, "up": "transposed"},
-    "max_epochs": 50,
-    "patience": 50,
-}
+TRAINING: dict[str, Any] = {"image_size": [256, 256], "max_epochs": 16, "patience": 16}
 
 
 def main() -> None:
