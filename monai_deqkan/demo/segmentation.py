@@ -33,10 +33,11 @@ def demo_segmentation(folder: Path, quick: bool) -> Section:
         "class_names": _NAMES,
         "image_size": [80, 96],  # the pictures' own size, x first: nothing is resampled
         "features": [8, 16, 32],
+        "stem_stride": 1,  # tissues are thin
         "max_epochs": 1 if quick else 10,
         "patience": 10,
         "batch_size": 4,
-        "learning_rate": 0.02,
+        "learning_rate": 0.001,
         # The training slices come with bias fields of their own; little else varies in one brain.
         "train#augmentation": [
             {"_target_": "RandFlipd", "keys": ["image", "label"], "spatial_axis": 0, "prob": 0.5},
