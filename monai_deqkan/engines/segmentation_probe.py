@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from monai.metrics import DiceMetric
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from monai_deqkan._checks import check_int
@@ -133,7 +134,8 @@ class SegmentationProbe:
         """Replace channels of the outputs of KAN layers by their mean over all images and positions, one at a time.
 
         In layers with more channels, those are chosen whose replacement changes the logits of the first image most (of
-        volumes: its middle, at most 64 voxels along each axis). A layer whose output is the network's is left out.
+        volumes: its middle, at most 64 voxels along each axis). The head is left out: a KAN layer that nothing with
+        weights follows.
 
         Args:
             num_channels: channels tried in each layer.
@@ -213,33 +215,34 @@ class SegmentationProbe:
         return list(dict.fromkeys(called))
 
     def _channel_means(self) -> dict[str, Tensor]:
-        """Return the mean of each output channel by layer, without the layer whose output is the network's."""
+        """Return the mean of each output channel by layer, without the head."""
         layers = kan_layers(self.network)
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        last: dict[str, Any] = {}
+        called: dict[str, nn.Module] = {}
 
         def listen(name: str, layer: KANLayer) -> Any:
             def hook(_: nn.Module, __: Any, output: Tensor) -> None:
                 rows = _plain(output).movedim(channel_axis(layer), -1).flatten(0, -2).double()
                 sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + rows.sum(0)
                 counts[name] = counts.get(name, 0) + len(rows)
-                last["layer"], last["output"] = name, output
 
             return layer.register_forward_hook(hook)
 
-        def finish(_: nn.Module, __: Any, output: Any) -> None:
-            last["is_head"] = output is last.get("output")
+        def note(module: nn.Module, _: Any, __: Any) -> None:
+            called["last"] = module
 
         handles = [listen(name, layer) for name, layer in layers.items()]
-        handles.append(self.network.register_forward_hook(finish))
+        for module in self.network.modules():
+            # A pruned layer's weights lie in its parametrization.
+            if parametrize.is_parametrized(module) or any(True for _ in module.parameters(recurse=False)):
+                handles.append(module.register_forward_hook(note))
         try:
             self.logits()
         finally:
             for handle in handles:
                 handle.remove()
-        head = last.get("layer") if last.get("is_head") else None
-        return {name: sums[name] / counts[name] for name in sums if name != head}
+        return {name: sums[name] / counts[name] for name in sums if layers[name] is not called["last"]}
 
     def _screened(self, means: dict[str, Tensor], num_channels: int) -> dict[str, list[int]]:
         """Return the channels to try in each layer, by the change of the logits of one image."""

@@ -33,6 +33,7 @@ TESTED_IN = {
     "handlers/probability_table.py": "handlers/test_tables.py",
     "handlers/saliency.py": "handlers/test_classification_report.py",
     "handlers/table.py": "handlers/test_tables.py",
+    "handlers/worst_cases.py": "handlers/test_image_table.py",
     "networks/blocks/mri_export.py": "networks/test_export.py",
     "networks/layers/equilibrium_loop.py": "networks/test_export.py",
     "networks/layers/kan_features.py": "networks/layers/test_kan_linear.py",

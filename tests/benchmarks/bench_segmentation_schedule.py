@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--fine-tune", type=int, default=5)
     parser.add_argument("--image-size", nargs=2, type=int, default=[80, 96])
-    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +70,7 @@ def train(options: argparse.Namespace, data: Path, work: Path, name: str, seed: 
     settings = {
         "bundle_root": str(work),
         "dataset_dir": str(data),
-        "network_settings": {"features": [8, 16, 32], "grid_size": 3},
+        "network_settings": {"features": [8, 16, 32], "grid_size": 3, "stem_stride": 2, "up": "transposed"},
         "image_size": options.image_size,
         "max_epochs": options.epochs,
         "learning_rate": options.learning_rate,

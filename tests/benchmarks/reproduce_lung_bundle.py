@@ -29,6 +29,7 @@ from monai_deqkan.data import bundle_folder, copy_bundle, image_files
 
 NAME = "lung_xray_kanunet_segmentation"
 TRAINING: dict[str, Any] = {"image_size": [256, 256], "max_epochs": 16, "patience": 16}
+EXPLAINED = {"num_images": 8, "num_channels": 4}
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     step([configs / "evaluate.json"], bundle / "eval", dataset_dir=data)
     step([configs / "inference.json"], bundle / "predictions", dataset_dir=data / "val" / "images", keep_largest=2)
     step([train, configs / "prune.json"], bundle / "logs_pruned", dataset_dir=data)
-    step([configs / "evaluate.json", configs / "explain.json"], bundle / "explain", dataset_dir=data)
+    step([configs / "evaluate.json", configs / "explain.json"], bundle / "explain", dataset_dir=data, **EXPLAINED)
     results = results_page(bundle, data)
     (work / "results.md").write_text(results)
     print(results)
@@ -102,7 +103,8 @@ def publish(bundle: Path, data: Path, results: str) -> None:
         writer.writerow(["file", "sha256"])
         for path in image_files(data / "train"):
             writer.writerow([path.relative_to(data).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()])
-    shutil.copyfile(bundle / "eval" / "worst.png", target / "docs" / "worst.png")
+    for path in (bundle / "eval" / "worst.png", bundle / "explain" / "interpretation.html"):
+        shutil.copyfile(path, target / "docs" / path.name)
     page = target / "docs" / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition("<!--results-->\n")
     after = rest.partition("<!--end of results-->\n")[2]

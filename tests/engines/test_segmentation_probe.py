@@ -89,6 +89,15 @@ def test_head_is_left_out_and_the_network_is_left_as_it_was(batches):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
+def test_head_is_left_out_though_its_output_is_scaled_and_interpolated(batches):
+    torch.manual_seed(0)
+    network = KANUNet(2, 1, 2, features=(2, 4), stem_stride=2)
+    for _ in range(2):
+        layers = {row.layer for row in SegmentationProbe(network, batches).channel_sensitivity(1)}
+        assert {name.split(".")[0] for name in layers} == {"stem", "encoder", "ups", "decoder"}
+        prune_edges(network, 0.25)
+
+
 def test_pruning_costs_what_pruning_a_copy_costs(batches):
     torch.manual_seed(0)
     network = KANUNet(2, 1, 2, features=(2, 4))
