@@ -16,6 +16,7 @@ from torch import nn
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.best_model import replace_json, unwrapped
 from monai_deqkan.networks.layers import prune_edges
+from monai_deqkan.networks.layers.kan_inputs import kan_layers, record_inputs
 
 __all__ = ["KANPruner"]
 
@@ -31,7 +32,8 @@ class KANPruner:
     Args:
         network: network with trained weights.
         evaluator: measures the key metric; without handlers that save or stop.
-        dataset: training images that show what the layers see, under ``image``, all of one size.
+        dataset: training images that show what the layers see, under ``image``, all of one size. Where validation does
+            not call every KAN layer, as with heads for deep supervision, edges are judged without them.
         output_dir: folder of the file; made where absent.
         amount: share of all edges that go; see `monai_deqkan.networks.layers.prune_edges`, as the next two.
         scope: ``"global"`` or ``"layer"``.
@@ -81,7 +83,11 @@ class KANPruner:
                 self.record = json.loads(self.path.read_text(encoding="utf-8"))
             return
         before = self._measure()
-        report = prune_edges(self.network, inputs=self._batches(), **self.settings)
+        batches = self._batches()
+        # Heads for deep supervision are not called outside of training: they have no inputs to be judged by.
+        called = record_inputs(self.network, batches[:1], max_samples=1).layers
+        seen = all(name in called for name in kan_layers(self.network))
+        report = prune_edges(self.network, inputs=batches if seen else None, **self.settings)
         self.logger.info("Pruned:\n%s", report)
         self.record = {
             "notice": "Research only; not for clinical use.",

@@ -111,8 +111,9 @@ class KANUNet(nn.Module):
 
     Shape:
         ``(B, in_channels, *space)`` to logits ``(B, out_channels, *space)``. Any size works from ``2 ** L`` per axis
-        on (8 by default); with instance normalization one axis must have ``2 ** (L + 1)``. Where the size is odd at
-        some level, pooling leaves out the last row, and the way up interpolates to the skip's size.
+        on (8 by default); with instance normalization, and with batch normalization for training on a batch of one,
+        one axis must have ``2 ** (L + 1)``. Where the size is odd at some level, pooling leaves out the last row, and
+        the way up interpolates to the skip's size.
 
     Raises:
         ValueError: if a setting is out of its range.

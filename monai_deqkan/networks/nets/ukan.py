@@ -52,7 +52,8 @@ class UKAN(nn.Module):
 
     Shape:
         ``(B, in_channels, *space)`` to logits ``(B, out_channels, *space)``; any size from ``2 ** c`` per axis on,
-        with ``c`` convolution levels (8 by default).
+        with ``c`` convolution levels (8 by default). Training on a batch of one with batch normalization needs
+        ``2 ** c * (2 ** t + 1)`` along one axis, with ``t`` token levels (40 by default).
 
     Raises:
         ValueError: if a setting is out of its range.
