@@ -5,6 +5,7 @@ from ignite.engine import Engine, Events
 
 from monai_deqkan.handlers import BestModelSaver, KANPruner
 from monai_deqkan.networks.layers import KANLinear
+from monai_deqkan.networks.nets import KANUNet
 
 IMAGES = [{"image": torch.full((4,), index / 8)} for index in range(8)]
 
@@ -62,3 +63,19 @@ def test_pruned_edges_stay_zero_and_plain_weights_are_saved(tmp_path):
     again = fine_tune(tmp_path, resumed, 1, resume=True, checkpoint=checkpoint)
     assert torch.equal(resumed.weight == 0, network.weight == 0)
     assert (again["before"], again["layers"]) == (record["before"], record["layers"])
+
+
+def test_heads_that_only_training_calls_do_not_stop_it(tmp_path):
+    torch.manual_seed(0)
+    network = KANUNet(2, 1, 2, features=(2, 4, 4), deep_supervision=True)
+    measured = Engine(lambda engine, batch: None)
+    measured.state.key_metric_name, measured.state.metrics = "val", {"val": 0.5}
+    measured.run = lambda: None
+    images = [{"image": torch.rand(1, 16, 16)} for _ in range(2)]
+    trainer = Engine(lambda engine, batch: None)
+    KANPruner(network, measured, images, tmp_path).attach(trainer, Engine(lambda engine, batch: None))
+    trainer.run([0], max_epochs=1)
+    layers = json.loads((tmp_path / "pruning.json").read_text())["layers"]
+    assert "coarse_heads.0.conv" in {row["layer"] for row in layers}
+    units, left = (sum(row[key] for row in layers) for key in ("num_units", "num_left"))
+    assert left == units - round(0.5 * units)

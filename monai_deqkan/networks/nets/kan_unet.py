@@ -68,10 +68,13 @@ class KANUNet(nn.Module):
     likewise carry values off the grid.
 
     Learning rate: what a layer gives is normalized by the next one, so the size of its weights does not change the
-    function, but a step of Adam turns small weights further. Starting at ``init_scale`` times the usual size is like
-    a learning rate ``1 / init_scale`` times as large at the start: splines want about 0.02 where ordinary convolutions
-    want 0.001, and so both learn at 0.001 (``tests/benchmarks/bench_kanunet_init.py``). The heads, whose logits nothing
-    normalizes, are multiplied by ``1 / init_scale`` to the same end.
+    function, but for the normalization's ``eps``, which weighs ``1 / init_scale ** 2`` times as much at the start.
+    Yet a step of Adam turns small weights further. Starting at ``init_scale`` times the usual size is like a learning
+    rate ``1 / init_scale`` times as large at the start (less with ``rank``, whose factors share it): splines
+    want about 0.02 where ordinary convolutions want 0.001, and so both learn at 0.001
+    (``tests/benchmarks/bench_kanunet_init.py``). The heads, whose logits nothing normalizes, are multiplied by
+    ``1 / init_scale`` to the same end: load a state dict into a network of the same ``init_scale``. Gradients are
+    ``1 / init_scale`` times as large, and penalties on weights see the small ones (`KANSmoothnessLoss`: their square).
 
     Cheap forms: ``stem_stride=2``, ``num_convs=1``, ``up="transposed"``, ``grid_size=3`` with ``spline_order=2``;
     ``rank`` saves parameters more than time, and ``down="strided"`` costs more than pooling, since functions are
