@@ -28,7 +28,12 @@ from PIL import Image
 from monai_deqkan.data import bundle_folder, copy_bundle, image_files
 
 NAME = "lung_xray_kanunet_segmentation"
-TRAINING: dict[str, Any] = {"image_size": [256, 256], "max_epochs": 16, "patience": 16}
+TRAINING: dict[str, Any] = {
+    "class_names": ["background", "lungs"],
+    "image_size": [256, 256],
+    "max_epochs": 16,
+    "patience": 16,
+}
 FINE_TUNED = {"max_epochs": 4, "patience": 4}
 EXPLAINED = {"num_images": 8, "num_channels": 4}
 
