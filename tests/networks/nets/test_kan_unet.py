@@ -176,7 +176,9 @@ def test_half_resolution_is_interpolated() -> None:
     x = torch.randn(1, 1, 12, 9)
     coarse = net.head(net.stem(x))
     assert coarse.shape[2:] == (6, 5)
-    expected = torch.nn.functional.interpolate(coarse / net.init_scale, size=(12, 9), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        coarse / net.init_scale, size=(12, 9), mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(net(x), expected)
 
 
