@@ -46,6 +46,7 @@ from monai_deqkan.networks.layers.lipschitz import (
     normalize_lipschitz_,
     remove_spectral_norm,
 )
+from monai_deqkan.networks.layers.nonexpansive_norm import NonexpansiveGroupNorm
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound, linear_norm_bound
 from monai_deqkan.networks.layers.radial_basis import GaussianBasis, MexicanHatBasis
 
@@ -77,6 +78,7 @@ __all__ = [
     "LowRankKANConv2d",
     "LowRankKANConv3d",
     "MexicanHatBasis",
+    "NonexpansiveGroupNorm",
     "OutputChanges",
     "PruningRecord",
     "PruningReport",

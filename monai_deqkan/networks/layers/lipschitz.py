@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from monai_deqkan._checks import check_range
 from monai_deqkan.networks.layers.kan_norm import KANNorm, operator_norm
@@ -119,7 +120,7 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
         >>> f"{float(torch.linalg.matrix_norm(layer.weight.detach(), ord=2)):.4f}"
         '0.5000'
     """
-    if _is_certified(module):
+    if _has_norm(module, CertifiedSpectralNorm):
         raise ValueError("The layer has a certified norm already. Call `remove_spectral_norm` on it first.")
     parametrize.register_parametrization(module, "weight", CertifiedSpectralNorm(module, bound))
     return module
@@ -144,7 +145,7 @@ def normalize_lipschitz_(module: ModuleT, bound: float = 1.0) -> ModuleT:
 
     Example:
         >>> layer = normalize_lipschitz_(nn.Linear(3, 2), bound=0.5)
-        >>> f"{float(torch.linalg.matrix_norm(layer.weight, ord=2)):.4f}"
+        >>> f"{float(torch.linalg.matrix_norm(layer.weight.detach(), ord=2)):.4f}"
         '0.5000'
     """
     _check_bound(bound)
@@ -163,17 +164,19 @@ def normalize_lipschitz_(module: ModuleT, bound: float = 1.0) -> ModuleT:
 def remove_spectral_norm(module: ModuleT) -> ModuleT:
     """Store the normalized weights as plain parameters in a layer or in all layers of a network, in place.
 
-    The outputs stay the same. Needed before export, scripting and pickling. Other parametrizations of the same
-    weights are stored along with it.
+    The outputs stay the same, those of evaluation where torch's own spectral norm is removed. Needed before export,
+    scripting and pickling. Other parametrizations of the same weights are stored along with it.
 
     Args:
-        module: layer or network; parts without certified norm stay as they are.
+        module: layer or network; parts without a certified norm or torch's
+            ``torch.nn.utils.parametrizations.spectral_norm`` stay as they are.
 
     Returns:
         ``module``.
     """
     for part in module.modules():
-        if _is_certified(part):
+        if _has_norm(part, (CertifiedSpectralNorm, _SpectralNorm)):
+            cast(nn.ModuleDict, part.parametrizations).eval()  # in training torch's iterates once more
             make_weight_plain(part)
     return module
 
@@ -233,6 +236,6 @@ def frozen_weights(module: nn.Module) -> Iterator[None]:
         _FROZEN.reset(token)
 
 
-def _is_certified(module: nn.Module) -> bool:
+def _has_norm(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
     lists = getattr(module, "parametrizations", {})
-    return "weight" in lists and any(isinstance(norm, CertifiedSpectralNorm) for norm in lists["weight"])
+    return "weight" in lists and any(isinstance(norm, kinds) for norm in lists["weight"])

@@ -13,9 +13,12 @@ from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
 from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+from monai_deqkan.networks.layers.nonexpansive_norm import NonexpansiveGroupNorm
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound
 
 __all__ = ["DnCNN"]
+
+_POWER_ITERATIONS = 15  # as torch does for the first weights
 
 
 class DnCNN(nn.Module):
@@ -33,6 +36,12 @@ class DnCNN(nn.Module):
     the identity, and the last one joins the pairs again. (With random kernels of norm one the output of 17 layers
     would be about 1e-8 of the input.)
 
+    ``spectral_norm="spectral"`` is the published practice, torch's spectral norm of the kernel as a matrix with one row
+    per output channel, found by one power iteration per reading in training. It certifies nothing: the true norm of a
+    layer with kernels :math:`k \times k` is up to :math:`k` times as large (1.6 to 3.0 were measured for
+    :math:`k = 3`), to the power of ``num_layers`` for the network. The initialization is that of the certified form.
+    During the solve of a :class:`~monai_deqkan.networks.layers.DEQLayer` the weights stay constant.
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
@@ -43,9 +52,11 @@ class DnCNN(nn.Module):
         residual: whether the network predicts what is to be taken off the input.
         act: activation between the convolutions, as in MONAI's networks. With a certificate: ReLU, ReLU6, LeakyReLU,
             ELU, tanh or sigmoid with a slope of at most one.
-        norm: normalization after the hidden convolutions, as in MONAI's networks; none with a certificate.
+        norm: normalization after the hidden convolutions, as in MONAI's networks; with a certificate none or
+            ``"nonexpansive_group"`` (:class:`~monai_deqkan.networks.layers.NonexpansiveGroupNorm`), which is not
+            homogeneous.
         bias: whether the convolutions have a bias.
-        spectral_norm: ``"certified"`` or ``None``.
+        spectral_norm: ``"certified"``, ``"spectral"`` or ``None``.
         lipschitz_bound: Lipschitz constant of :math:`N`, dimensionless; only with ``spectral_norm="certified"``.
 
     Raises:
@@ -61,8 +72,10 @@ class DnCNN(nn.Module):
         K. Zhang et al., "Beyond a Gaussian denoiser: residual learning of deep CNN for image denoising", IEEE Trans.
         Image Process. 26 (2017) 3142-3155. They use batch normalization (here ``norm="batch"``) and a bias in the
         first layer; neither is the default here, because batch normalization couples the samples and no Lipschitz
-        constant survives it. Certified initialization: D. Balduzzi et al., "The shattered gradients problem", ICML 2017
-        (mirrored features), with delta kernels as in L. Xiao et al., ICML 2018.
+        constant survives it. ``norm="batch", spectral_norm="spectral"`` is close to E. Ryu et al., "Plug-and-play
+        methods provably converge with properly trained denoisers", ICML 2019, who iterate on the convolution, which
+        approaches its norm from below. Initialization with a spectral norm: D. Balduzzi et al., "The shattered
+        gradients problem", ICML 2017 (mirrored features), with delta kernels as in L. Xiao et al., ICML 2018.
     """
 
     def __init__(
@@ -84,7 +97,7 @@ class DnCNN(nn.Module):
         super().__init__()
         check_spatial_dims(spatial_dims)
         check_int("num_layers", num_layers, minimum=2)
-        check_choice("spectral_norm", spectral_norm, (None, "certified"))
+        check_choice("spectral_norm", spectral_norm, (None, "spectral", "certified"))
         if check_int("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd, so that the image keeps its size; got {kernel_size}.")
         if residual and in_channels != out_channels:
@@ -94,9 +107,8 @@ class DnCNN(nn.Module):
             )
         self.residual = residual
         self.lipschitz_bound = check_range("lipschitz_bound", lipschitz_bound, 0, open_low=True, open_high=True)
+        self.spectral_norm = spectral_norm
         self.is_certified = spectral_norm == "certified"
-        if self.is_certified and norm is not None:
-            raise ValueError(f"`norm` must be None with a certified spectral norm; got {norm!r}.")
         if not self.is_certified and lipschitz_bound != 1.0:
             raise ValueError("`lipschitz_bound` acts only with `spectral_norm='certified'`. Set both, or neither.")
 
@@ -116,16 +128,14 @@ class DnCNN(nn.Module):
                 layers.append(get_act_layer(act))
         self.layers = nn.Sequential(*layers)
         self._memo: tuple[list[Tensor], float] | None = None  # weights, and the product of their norms
-        self.reset_parameters()
         if self.is_certified:
-            for layer in layers:
-                if _is_convolution(layer):
-                    certified_spectral_norm(layer, self.lipschitz_bound ** (1 / num_layers))
-                elif not _is_nonexpansive(layer):
-                    raise ValueError(
-                        f"`act` must have a slope of at most one with a certified spectral norm; got {act!r}. Choose "
-                        "'relu', 'relu6', 'leakyrelu', 'elu', 'tanh' or 'sigmoid'."
-                    )
+            _check_nonexpansive(layers, act, norm)
+        self.reset_parameters()
+        for layer in filter(_is_convolution, layers):
+            if self.is_certified:
+                certified_spectral_norm(layer, self.lipschitz_bound ** (1 / num_layers))
+            elif spectral_norm == "spectral":
+                nn.utils.parametrizations.spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Denoise an image ``(B, C, *space)``, any unit.
@@ -141,13 +151,16 @@ class DnCNN(nn.Module):
 
         It is ``lipschitz_bound``, plus one for a residual network. Without a certified spectral norm, or after
         `remove_spectral_norm`, it is computed from the present weights (about 0.1 s per layer of 64 features, and
-        usually large; again only when they have changed), and infinite if activation or normalization allow none.
+        usually large; again only when they have changed), and infinite if activation or normalization allow none. It is
+        infinite with ``spectral_norm="spectral"``, whose weights change from reading to reading in training.
         """
         convolutions = [layer for layer in self.layers if _is_convolution(layer)]
         # Nothing can be computed while a graph is traced; the weights are then those that were normalized.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.is_certified and (traced or all(map(parametrize.is_parametrized, convolutions))):
             constant = self.lipschitz_bound
+        elif any(map(parametrize.is_parametrized, convolutions)) and not self.is_certified:
+            return math.inf
         elif all(_is_convolution(layer) or _is_nonexpansive(layer) for layer in self.layers):
             constant = self._norm_product([layer.weight for layer in convolutions])
         else:
@@ -166,7 +179,7 @@ class DnCNN(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new weights: He's normal ones, or those that pass the signal on with a certificate; zero the biases."""
+        """Draw new weights: He's normal ones, or those that pass the signal on with a spectral norm; biases are 0."""
         convolutions = [layer for layer in self.layers if _is_convolution(layer)]
         in_channels, half = convolutions[0].in_channels, convolutions[0].out_channels // 2
         mix = nn.init.orthogonal_(torch.empty(half, in_channels)) if half else torch.zeros(0, in_channels)
@@ -176,7 +189,7 @@ class DnCNN(nn.Module):
             weight = layer.get_parameter(
                 "parametrizations.weight.original" if parametrize.is_parametrized(layer) else "weight"
             )
-            if not self.is_certified:
+            if self.spectral_norm is None:
                 nn.init.kaiming_normal_(weight, nonlinearity="relu")
                 continue
             # Noise of norm near 0.02 makes the features differ.
@@ -189,6 +202,31 @@ class DnCNN(nn.Module):
                 center[:, : 2 * half] += join.to(center)
             else:
                 center += torch.eye(len(center)).to(center)
+        if self.spectral_norm == "spectral":
+            _repeat_power_iterations(convolutions)
+
+
+def _check_nonexpansive(layers: list[nn.Module], act: object, norm: object) -> None:
+    """Raise an error if an activation or normalization between the convolutions may expand."""
+    for layer in layers:
+        if not _is_convolution(layer) and not _is_nonexpansive(layer):
+            raise ValueError(
+                "With a certified spectral norm `act` must have a slope of at most one ('relu', 'relu6', 'leakyrelu', "
+                "'elu', 'tanh' or 'sigmoid') and `norm` must be None or 'nonexpansive_group'; got "
+                f"act={act!r} and norm={norm!r}: {type(layer).__name__} may expand."
+            )
+
+
+@torch.no_grad()
+def _repeat_power_iterations(convolutions: list[Any]) -> None:
+    """Bring the singular vectors of new weights near: each reading in training mode is one power iteration."""
+    for layer in convolutions:
+        if parametrize.is_parametrized(layer, "weight"):
+            was_training = layer.training
+            layer.train()
+            for _ in range(_POWER_ITERATIONS):
+                _ = layer.weight
+            layer.train(was_training)
 
 
 def _is_same(known: Tensor, weight: Tensor) -> bool:
@@ -200,9 +238,9 @@ def _is_convolution(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
 
 
 def _is_nonexpansive(layer: nn.Module) -> bool:
-    """Tell whether a layer is an activation whose slope is known to be at most one, in size."""
+    """Tell whether a layer is an activation or a normalization whose Lipschitz constant is known to be at most one."""
     if isinstance(layer, nn.LeakyReLU):
         return abs(layer.negative_slope) <= 1
     if isinstance(layer, nn.ELU):
         return abs(layer.alpha) <= 1
-    return isinstance(layer, (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Identity))
+    return isinstance(layer, (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Identity, NonexpansiveGroupNorm))

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from monai_deqkan.networks.layers import certified_spectral_norm, conv_norm_bound, remove_spectral_norm
+from monai_deqkan.networks.layers import DEQLayer, certified_spectral_norm, conv_norm_bound, remove_spectral_norm
 from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, dncnn
 from monai_deqkan.solvers import SolveRecorder
 
@@ -22,7 +23,16 @@ def rms(x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("settings", [{}, {"spectral_norm": "certified"}, {"norm": "batch", "bias": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"spectral_norm": "certified"},
+        {"spectral_norm": "certified", "norm": ("nonexpansive_group", {"num_groups": 2})},
+        {"spectral_norm": "spectral", "norm": "batch"},
+        {"norm": "batch", "bias": True},
+    ],
+)
 def test_shape_and_gradients(spatial_dims: int, settings: dict[str, object]) -> None:
     net = small(spatial_dims=spatial_dims, **settings)
     x = torch.randn(2, 2, *(9, 8, 7)[:spatial_dims])
@@ -43,9 +53,9 @@ def test_residual_takes_the_network_off_the_input() -> None:
     assert torch.equal(small(residual=False)(x), small().layers(x))
 
 
-@pytest.mark.parametrize("spectral_norm", [None, "certified"])
+@pytest.mark.parametrize("spectral_norm", [None, "spectral", "certified"])
 def test_homogeneous(spectral_norm: str | None) -> None:
-    net, x = small(spectral_norm=spectral_norm), torch.randn(1, 2, 8, 8)
+    net, x = small(spectral_norm=spectral_norm).eval(), torch.randn(1, 2, 8, 8)
     assert torch.allclose(net(1e-4 * x), 1e-4 * net(x), rtol=1e-4, atol=1e-9)
 
 
@@ -145,6 +155,91 @@ def test_norms_of_plain_weights_are_computed_once_per_change(monkeypatch: pytest
     assert copy.deepcopy(prior).double().certified_lipschitz() == pytest.approx(3 * before, rel=1e-3)
 
 
+def dense_jacobian(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Jacobian of an image at one place, as a matrix, float64."""
+    return torch.autograd.functional.jacobian(function, x).reshape(x.numel(), x.numel())
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"norm": "nonexpansive_group"}, {"norm": ("nonexpansive_group", {"eps": 1e-3}), "bias": True}]
+)
+def test_certificate_against_the_exact_jacobian(settings: dict[str, object]) -> None:
+    net = small(spectral_norm="certified", residual=False, num_layers=3, act=("leakyrelu", {}), **settings).double()
+    net.requires_grad_(False)
+    assert net.certified_lipschitz() == 1.0
+    for layer in net.layers:  # wild weights, which the normalization has to hold down
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape).double() * (30.0 if "weight" in name else 1.0))
+    x = torch.randn(1, 2, 5, 6, dtype=torch.float64)
+    norms = []
+    for _ in range(4):  # towards the place where it expands most: small inputs for a normalization
+        jacobian = dense_jacobian(net, x)
+        norms.append(float(torch.linalg.matrix_norm(jacobian, ord=2)))
+        x = 0.3 * torch.linalg.svd(jacobian)[2][0].reshape(x.shape)
+    assert 1e-3 < max(norms) <= 1.0
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_published_spectral_norm_bounds_the_matrix_not_the_convolution(kernel_size: int) -> None:
+    net = small(spectral_norm="spectral", residual=False, num_layers=2, features=4, kernel_size=kernel_size).double()
+    for layer in net.layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.uniform_(layer.parametrizations.weight.original)
+            for _ in range(30):
+                weight = layer.weight.detach()  # a power iteration each
+            assert float(torch.linalg.matrix_norm(weight.flatten(1), ord=2)) == pytest.approx(1.0, abs=1e-6)
+            x = torch.zeros(1, layer.in_channels, 7, 7, dtype=torch.float64)
+            columns = torch.autograd.functional.jacobian(layer.eval(), x).reshape(-1, x.numel())
+            true = float(torch.linalg.matrix_norm(columns, ord=2))
+            assert true == pytest.approx(1.0, abs=1e-6) if kernel_size == 1 else 2.0 < true <= 3.0
+    assert net.certified_lipschitz() == math.inf
+    x = torch.randn(1, 2, 7, 7, dtype=torch.float64)
+    before = net(x)
+    remove_spectral_norm(net.train())
+    assert torch.equal(net(x), before)
+    product = math.prod(layer_norms(net))
+    assert product <= net.certified_lipschitz() <= 1.1 * product
+
+
+def test_published_spectral_norm_stays_constant_during_a_solve_and_certifies_nothing() -> None:
+    net = small(spectral_norm="spectral", residual=False)
+    with torch.no_grad():
+        for layer in net.layers:
+            if isinstance(layer, nn.Conv2d):
+                layer.parametrizations.weight.original.normal_()
+    seen = []
+    net.layers[2].register_forward_hook(lambda layer, inputs, output: seen.append(layer.weight.detach().clone()))
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return x + 0.1 * self.net(z)
+
+    DEQLayer(Cell(), ("anderson", {"rtol": 1e-4}))(torch.randn(1, 2, 8, 8)).sum().backward()
+    assert len(seen) > 3
+    assert all(torch.equal(weight, seen[0]) for weight in seen)
+    assert net.layers[2].parametrizations.weight.original.grad.abs().max() > 0
+    net(torch.randn(1, 2, 8, 8))
+    assert not torch.equal(seen[-1], seen[0])  # outside of a solve each reading iterates
+    with pytest.raises(ValueError, match="no finite certified Lipschitz constant"):
+        DEQReconstructor(2, net)
+
+
+def test_new_weights_of_the_published_spectral_norm_are_normalized_at_once() -> None:
+    net = small(spectral_norm="spectral", features=16).eval()
+    torch.manual_seed(5)
+    net.reset_parameters()
+    assert not net.training
+    for layer in net.layers:
+        if isinstance(layer, nn.Conv2d):
+            assert float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2)) == pytest.approx(
+                1, abs=0.05
+            )
+
+
 @pytest.mark.parametrize("act", ["relu", "tanh", "elu", ("leakyrelu", {"negative_slope": 0.2})])
 def test_activations_with_a_certificate(act: str | tuple[str, dict[str, float]]) -> None:
     net = small(act=act, spectral_norm="certified", residual=False)
@@ -180,6 +275,9 @@ def test_state_dict_reload() -> None:
         ({"lipschitz_bound": 0.5}, "spectral_norm"),
         ({"spectral_norm": "certified", "lipschitz_bound": 0.0}, "lipschitz_bound"),
         ({"spectral_norm": "certified", "norm": "batch"}, "norm"),
+        ({"spectral_norm": "certified", "norm": ("group", {"num_groups": 2})}, "norm"),
+        ({"norm": ("nonexpansive_group", {"num_groups": 3})}, "multiple of `num_groups`"),
+        ({"spectral_norm": "spectral", "lipschitz_bound": 0.5}, "spectral_norm"),
         ({"spectral_norm": "certified", "act": "prelu"}, "act"),
         ({"spectral_norm": "certified", "act": ("leakyrelu", {"negative_slope": 2.0})}, "slope"),
     ],
