@@ -27,6 +27,7 @@ from monai_deqkan.metrics.reconstruction import (
     vif,
     volume_metrics,
 )
+from monai_deqkan.metrics.spread_calibration import SpreadCalibration, fit_spread_factor, spread_calibration
 from monai_deqkan.metrics.training_range import image_statistics, outside_training, training_ranges
 
 __all__ = [
@@ -36,11 +37,13 @@ __all__ = [
     "ReferenceSSIMMetric",
     "ReferenceVIFMetric",
     "ReliabilityBins",
+    "SpreadCalibration",
     "bootstrap_intervals",
     "choose_threshold",
     "classification_scores",
     "decide",
     "expected_calibration_error",
+    "fit_spread_factor",
     "fit_temperature",
     "head_region",
     "image_statistics",
@@ -49,6 +52,7 @@ __all__ = [
     "outside_training",
     "psnr",
     "reliability_bins",
+    "spread_calibration",
     "ssim",
     "stratified_resamples",
     "training_ranges",

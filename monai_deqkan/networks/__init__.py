@@ -9,6 +9,7 @@ from monai_deqkan.networks.certificate import (
     check_contraction,
 )
 from monai_deqkan.networks.convert import KANReplacement, kan_convolutions, to_kan
+from monai_deqkan.networks.equilibrium_probe import EquilibriumError, EquilibriumProbe
 from monai_deqkan.networks.export import export_error, prepare_for_export
 from monai_deqkan.networks.margin import MarginBound, margin_bound
 
@@ -16,6 +17,8 @@ __all__ = [
     "Certificate",
     "CertificateError",
     "ContractionWarning",
+    "EquilibriumError",
+    "EquilibriumProbe",
     "KANReplacement",
     "MarginBound",
     "blocks",

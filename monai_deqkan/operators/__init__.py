@@ -14,6 +14,7 @@ from monai_deqkan.operators.masks import (
     random_mask,
 )
 from monai_deqkan.operators.mri import MRIOperator
+from monai_deqkan.operators.noise import drop_lines, estimate_noise_level
 from monai_deqkan.operators.nufft import NUFFTOperator
 from monai_deqkan.operators.sampling import SamplingOperator, infer_mask, net_acceleration
 from monai_deqkan.operators.sensitivity import estimate_sensitivity_maps, low_frequency_images
@@ -32,8 +33,10 @@ __all__ = [
     "SamplingOperator",
     "add_complex_noise",
     "combine_map_sets",
+    "drop_lines",
     "equispaced_mask",
     "espirit_maps",
+    "estimate_noise_level",
     "estimate_sensitivity_maps",
     "gaussian_mask",
     "gaussian_plane_mask",

@@ -20,6 +20,7 @@ from monai_deqkan.visualize.robustness import plot_robustness
 from monai_deqkan.visualize.saliency import overlay_saliency
 from monai_deqkan.visualize.segmentation import plot_segmentation
 from monai_deqkan.visualize.segmentation_interpretation import segmentation_interpretation_report
+from monai_deqkan.visualize.spread import plot_spread_calibration, plot_spread_map
 
 __all__ = [
     "Report",
@@ -41,6 +42,8 @@ __all__ = [
     "plot_robustness",
     "plot_roc",
     "plot_segmentation",
+    "plot_spread_calibration",
+    "plot_spread_map",
     "reconstruction_suite_report",
     "segmentation_interpretation_report",
     "write_edge_table",
