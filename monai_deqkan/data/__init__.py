@@ -16,6 +16,7 @@ from monai_deqkan.data.folders import (
 from monai_deqkan.data.kspace_index import KspaceFile, describe_kspace_files
 from monai_deqkan.data.multislice import KspaceSliceDataset, collate_kspace
 from monai_deqkan.data.readable import ReadableImages, readable_images
+from monai_deqkan.data.reconstruction_items import reconstruction_items, source_weights
 from monai_deqkan.data.samples import SAMPLES, write_sample
 from monai_deqkan.data.simulate import simulate_kspace_folder
 from monai_deqkan.data.splits import hold_out, hold_out_patients, patients_of
@@ -51,8 +52,10 @@ __all__ = [
     "parse_slices",
     "patients_of",
     "readable_images",
+    "reconstruction_items",
     "segmentation_items",
     "simulate_kspace_folder",
+    "source_weights",
     "write_kspace",
     "write_sample",
 ]

@@ -22,6 +22,7 @@ from monai_deqkan.engines.first_layer_filters import (
     first_layer_filters,
 )
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
+from monai_deqkan.engines.prepare_denoising import PrepareBatchDenoising, denoising_metrics, unit_image
 from monai_deqkan.engines.reconstruction_cases import SuiteSettings
 from monai_deqkan.engines.reconstruction_methods import RIVALS, Reconstruction, ReconstructionMethod, TunedWeights
 from monai_deqkan.engines.reconstruction_suite import evaluate_reconstructions
@@ -60,6 +61,7 @@ __all__ = [
     "FirstLayerFilters",
     "GradualWarmup",
     "KernelLabel",
+    "PrepareBatchDenoising",
     "PrepareBatchKspace",
     "PruningCost",
     "Reconstruction",
@@ -81,6 +83,7 @@ __all__ = [
     "class_weights",
     "classify_kernels",
     "corrupt",
+    "denoising_metrics",
     "ensemble_spread",
     "evaluate_reconstructions",
     "fgsm_attack",
@@ -103,6 +106,7 @@ __all__ = [
     "start_training",
     "training_folder",
     "tune_reconstruction",
+    "unit_image",
     "write_robustness_report",
     "write_segmenter_interpretation",
 ]

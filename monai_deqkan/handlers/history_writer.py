@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch import Tensor
 
 __all__ = ["HistoryWriter"]
 
@@ -45,7 +46,8 @@ class HistoryWriter:
 
     def _note_loss(self, engine: Any) -> None:
         output = engine.state.output
-        self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
+        loss = (output[0] if isinstance(output, list) else output)["loss"]
+        self._losses.append(float(loss.detach() if isinstance(loss, Tensor) else loss))
 
     def _write(self, engine: Engine) -> None:
         row = {"epoch": float(engine.state.epoch), "train_loss": sum(self._losses) / max(len(self._losses), 1)}
