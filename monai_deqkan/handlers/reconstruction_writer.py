@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
+from torch import nn
 
 from monai_deqkan._checks import check_choice
+from monai_deqkan._complex import as_complex
 from monai_deqkan.handlers.iteration_recorder import IterationRecorder
+from monai_deqkan.metrics import kspace_statistics, outside_training
+from monai_deqkan.networks import EquilibriumError, EquilibriumProbe
 from monai_deqkan.solvers import SolveStatus
 from monai_deqkan.transforms import kspace_file_shape, read_kspace_header, recon_shape
 
@@ -26,6 +31,18 @@ __all__ = ["ReconstructionWriter"]
 logger = logging.getLogger(__name__)
 
 _NOTE = "Research only; not for clinical use."
+_NUMBERS = ("evaluations", "relative_residual", "certified_factor", "error_bound", "estimated_error")
+_COLUMNS = ("evaluations", "relative_residual", "status", *_NUMBERS[2:], "unlike_training")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One slice's magnitude, its spread where there is one, and how its solve went, by column."""
+
+    index: int
+    image: NDArray[np.float32]
+    spread: NDArray[np.float32] | None
+    solve: dict[str, Any] = field(default_factory=dict)
 
 
 class ReconstructionWriter:
@@ -33,10 +50,18 @@ class ReconstructionWriter:
 
     ``reconstruction`` holds magnitudes ``(slices, H, W)``, float32, in the unit of the file's k-space; slices that were
     left out are missing from it, and the attribute ``slices`` lists those that are there. The fastMRI package's
-    ``evaluate`` reads it. The table has one line per slice: file, slice, number of evaluations, relative residual and
-    status of its solve. A volume is written as soon as its last slice is done; slices of one file must follow each
-    other. Files of one name from several folders outside ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is
-    overwritten.
+    ``evaluate`` reads it. A third channel of the prediction, as :class:`~monai_deqkan.engines.SpreadInferer` makes it,
+    is a standard deviation: data set ``spread``, same shape and unit.
+    A volume is written as soon as its last slice is done; slices of one file must follow each other. Files of one name
+    from several folders outside ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is overwritten.
+
+    The table has one line per slice: file, slice, and of its solve ``evaluations``, ``relative_residual`` and
+    ``status``. With ``network`` also ``certified_factor`` and ``error_bound``: how far the image is from the
+    equilibrium at most, relative to its root mean square. It is proven (see
+    :class:`~monai_deqkan.networks.EquilibriumError`), and empty for a network without a certificate. With
+    ``estimate_error`` also ``estimated_error``: the same quantity estimated, which is not proven. ``unlike_training``
+    names what of the data (coils, rows, columns, acceleration, noise level) lies outside the range of the training
+    data. The group ``solve`` of the HDF5 file holds all this, too.
 
     A NIfTI volume has the axes (columns, rows, slices), and the pixel size of the file's ISMRMRD header; without one
     pixels of 1 mm, with a line in the log. Position and orientation are not in that header: the affine says what a
@@ -48,6 +73,10 @@ class ReconstructionWriter:
         formats: ``"h5"``, ``"nifti"``, or both.
         image_size: rows and columns to keep around the centre, -1 for all; ``"recon"``: those of the scanner's image,
             see :func:`recon_shape`, as fastMRI scores them. None keeps the image as it is.
+        network: the network that the evaluator calls; None leaves the columns of errors empty.
+        estimate_error: whether to estimate errors, which takes up to as many evaluations again.
+        training_ranges: ranges of :func:`~monai_deqkan.metrics.kspace_statistics` in training; None leaves that column
+            empty.
 
     Raises:
         FileExistsError: in a run, if a file to be written is there already.
@@ -61,6 +90,9 @@ class ReconstructionWriter:
         dataset_dir: str | os.PathLike[str],
         formats: str | Sequence[str] = "h5",
         image_size: Sequence[int] | str | None = None,
+        network: nn.Module | None = None,
+        estimate_error: bool = False,
+        training_ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.root = Path(dataset_dir).absolute()
@@ -72,16 +104,23 @@ class ReconstructionWriter:
         elif image_size is not None and len(image_size) != 2:
             raise ValueError(f"`image_size` must be rows and columns, 'recon' or None; got {image_size!r}.")
         self.image_size = image_size
+        self.estimate_error = estimate_error
+        self.training_ranges = training_ranges
+        self._probe = None if network is None else EquilibriumProbe(network)
         self._recorder: IterationRecorder | None = None
         self._source = ""
         self._targets: dict[str, Path] = {}
-        self._slices: list[tuple[int, NDArray[np.float32]]] = []
+        self._warned: set[str] = set()
+        self._slices: list[_Slice] = []
         self._pixel_scale = (1.0, 1.0)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose output has ``pred`` and whose batch has ``source``, ``slice`` and ``scale``."""
         self._recorder = IterationRecorder.of(engine)
         engine.add_event_handler(Events.STARTED, self._start)
+        if self._probe is not None:
+            engine.add_event_handler(Events.ITERATION_STARTED, self._probe.__enter__)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._probe.close)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, lambda _: self._flush())
 
@@ -94,13 +133,12 @@ class ReconstructionWriter:
         self._source, self._targets, self._slices = "", {}, []
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with self.table.open("w", newline="") as file:
-            csv.writer(file).writerow(["file", "slice", "evaluations", "relative_residual", "status"])
+            csv.writer(file).writerow(["file", "slice", *_COLUMNS])
 
     def _collect(self, engine: Any) -> None:
         if self._recorder is None:
             return
-        recorder = self._recorder.last
-        evaluations, residual, status = recorder.evaluations(), recorder.relative_residual(), recorder.status()
+        solves = self._solves()
         rows: list[list[Any]] = []
         for row, (sample, output) in enumerate(zip(engine.state.batch, engine.state.output, strict=True)):
             source, index = str(sample["source"]), int(sample["slice"])
@@ -108,41 +146,84 @@ class ReconstructionWriter:
                 self._flush()
                 self._targets[source] = self._new_target(source)
                 self._source = source
-            magnitude = torch.linalg.vector_norm(torch.as_tensor(output["pred"]).detach().float(), dim=0)
-            self._slices.append((index, (magnitude * float(sample["scale"])).cpu().numpy()))
+            pred = torch.as_tensor(output["pred"]).detach().float()
+            magnitude = torch.linalg.vector_norm(pred[:2], dim=0)
+            images = [(part * float(sample["scale"])).cpu().numpy() for part in (magnitude, *pred[2:3])]
+            solve = {**(solves[row] if row < len(solves) else {}), "unlike_training": self._unlike_training(sample)}
+            self._slices.append(_Slice(index, images[0], images[1] if len(images) > 1 else None, solve))
             scale = [float(value) for value in sample.get("pixel_scale", (1.0, 1.0))]
             self._pixel_scale = (scale[0], scale[1])
-            solve: list[Any] = ["", "", ""]
-            if row < len(status):
-                solve = [
-                    int(evaluations[row]),
-                    f"{float(residual[row]):.3e}",
-                    SolveStatus(int(status[row])).name.lower(),
-                ]
             target = self._targets[source]
             written = target if "h5" in self.formats else target.with_suffix(".nii.gz")
-            rows.append([written.relative_to(self.output_dir).as_posix(), index, *solve])
+            shown = [_shown(name, solve.get(name, "")) for name in _COLUMNS]
+            rows.append([written.relative_to(self.output_dir).as_posix(), index, *shown])
         with self.table.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
+
+    def _solves(self) -> list[dict[str, Any]]:
+        """Return how the solve of each sample went, by column."""
+        if self._recorder is None:
+            return []
+        recorder = self._recorder.last
+        evaluations, residual, status = recorder.evaluations(), recorder.relative_residual(), recorder.status()
+        error: EquilibriumError | None = None
+        if self._probe is not None:
+            error = self._probe.errors(estimate=self.estimate_error)
+        solves = []
+        for row in range(len(status)):
+            solve: dict[str, Any] = {
+                "evaluations": int(evaluations[row]),
+                "relative_residual": float(residual[row]),
+                "status": SolveStatus(int(status[row])).name.lower(),
+            }
+            if error is not None:
+                solve["certified_factor"] = error.certified_factor
+                solve["error_bound"] = float(error.error_bound[row])
+                solve["estimated_error"] = float(error.estimated_error[row])
+            solves.append(solve)
+        return solves
+
+    def _unlike_training(self, sample: Mapping[str, Any]) -> str:
+        if not self.training_ranges or "kspace" not in sample:
+            return ""
+        statistics = kspace_statistics(as_complex(torch.as_tensor(sample["kspace"])), sample.get("mask"))
+        found = outside_training(statistics, self.training_ranges)
+        if found and str(sample["source"]) not in self._warned:
+            self._warned.add(str(sample["source"]))
+            logger.warning(
+                "Slices of %s are unlike the training data in: %s. Trust them less.", sample["source"], ", ".join(found)
+            )
+        return " ".join(found)
 
     def _flush(self) -> None:
         if not self._slices:
             return
-        indices, images = zip(*sorted(self._slices, key=lambda item: item[0]), strict=True)
-        if len({image.shape for image in images}) > 1:
+        slices = sorted(self._slices, key=lambda item: item.index)
+        if len({part.image.shape for part in slices}) > 1:
             raise ValueError(f"The slices of one file must have one size; those of {self._source} differ.")
-        volume = self._cropped(np.stack(images).astype(np.float32))
+        indices = [part.index for part in slices]
+        volumes = {"reconstruction": self._cropped(np.stack([part.image for part in slices]).astype(np.float32))}
+        spreads = [part.spread for part in slices if part.spread is not None]
+        if spreads:
+            volumes["spread"] = self._cropped(np.stack(spreads).astype(np.float32))
         target = self._targets[self._source]
         target.parent.mkdir(parents=True, exist_ok=True)
         if "h5" in self.formats:
             with h5py.File(target, "x") as file:
-                file.create_dataset("reconstruction", data=volume)
+                for name, volume in volumes.items():
+                    file.create_dataset(name, data=volume)
+                for name in _NUMBERS:
+                    file[f"solve/{name}"] = np.array([part.solve.get(name, np.nan) for part in slices], dtype=float)
+                for name in ("status", "unlike_training"):
+                    file[f"solve/{name}"] = [str(part.solve.get(name, "")) for part in slices]
                 file.attrs["slices"] = np.asarray(indices)
                 file.attrs["note"] = f"monai-deqkan reconstruction. {_NOTE}"
                 if self._is_simulated():
                     file.attrs["simulated"] = True
         if "nifti" in self.formats:
-            nib.save(self._nifti(volume, indices), target.with_suffix(".nii.gz"))
+            for name, volume in volumes.items():
+                ending = ".nii.gz" if name == "reconstruction" else f"_{name}.nii.gz"
+                nib.save(self._nifti(volume, indices), target.with_name(target.stem + ending))
         self._slices = []
 
     def _is_simulated(self) -> bool:
@@ -202,7 +283,7 @@ class ReconstructionWriter:
         while target in self._targets.values():
             number += 1
             target = first.with_name(f"{first.stem}_{number}{first.suffix}")
-        for path in (target, target.with_suffix(".nii.gz")):
+        for path in (target, target.with_suffix(".nii.gz"), target.with_name(f"{target.stem}_spread.nii.gz")):
             if path.exists():
                 raise FileExistsError(f"{path} exists and was not touched. Name a new `output_dir`, or move it away.")
         return target
@@ -210,3 +291,13 @@ class ReconstructionWriter:
     def _relative(self, source: str) -> Path:
         path = Path(source).absolute()
         return path.relative_to(self.root) if self.root in path.parents else Path(path.name)
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a value as the table shows it: empty where it was not found or nothing is proven."""
+    if not isinstance(value, float):
+        return value
+    unproven = name in ("certified_factor", "error_bound") and not np.isfinite(value)
+    if unproven or np.isnan(value):
+        return ""
+    return f"{value:.6f}" if name == "certified_factor" else f"{value:.3e}"

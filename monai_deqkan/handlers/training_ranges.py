@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,23 @@ class TrainingRangeWriter:
         dataset: training items with ``image``, preprocessed but not augmented.
         max_images: number of images to look at.
         seed: seed of their choice.
+        describe: maps an item to its statistics; None takes those of its ``image``. For k-space:
+            ``lambda item: kspace_statistics(item["kspace"], item["mask"])``.
     """
 
     def __init__(
-        self, save_dir: str | os.PathLike[str], dataset: Dataset[Any], max_images: int = 500, seed: int = 0
+        self,
+        save_dir: str | os.PathLike[str],
+        dataset: Dataset[Any],
+        max_images: int = 500,
+        seed: int = 0,
+        describe: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None,
     ) -> None:
         self.save_dir = Path(save_dir)
         self.dataset = dataset
         self.max_images = max_images
         self.seed = seed
+        self.describe = _image_statistics if describe is None else describe
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -62,9 +71,13 @@ class TrainingRangeWriter:
             logger.info("Too few training images (%d) to tell later which images are unlike them.", count)
             return
         chosen = np.random.default_rng(self.seed).choice(count, min(count, self.max_images), replace=False)
-        ranges = training_ranges([rescaled_statistics(data[int(index)]["image"]) for index in sorted(chosen)])
+        ranges = training_ranges([self.describe(data[int(index)]) for index in sorted(chosen)])
         record = json.loads(description.read_text(encoding="utf-8"))
         replace_json(description, {**record, "training_ranges": ranges})
+
+
+def _image_statistics(item: Mapping[str, Any]) -> dict[str, float]:
+    return rescaled_statistics(item["image"])
 
 
 def rescaled_statistics(image: Any) -> dict[str, float]:

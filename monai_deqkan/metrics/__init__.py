@@ -28,7 +28,12 @@ from monai_deqkan.metrics.reconstruction import (
     volume_metrics,
 )
 from monai_deqkan.metrics.spread_calibration import SpreadCalibration, fit_spread_factor, spread_calibration
-from monai_deqkan.metrics.training_range import image_statistics, outside_training, training_ranges
+from monai_deqkan.metrics.training_range import (
+    image_statistics,
+    kspace_statistics,
+    outside_training,
+    training_ranges,
+)
 
 __all__ = [
     "Interval",
@@ -47,6 +52,7 @@ __all__ = [
     "fit_temperature",
     "head_region",
     "image_statistics",
+    "kspace_statistics",
     "magnitude",
     "nmse",
     "outside_training",

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_range
+from monai_deqkan._checks import check_range, check_tensor
+from monai_deqkan.operators import estimate_noise_level, infer_mask
 
-__all__ = ["image_statistics", "outside_training", "training_ranges"]
+__all__ = ["image_statistics", "kspace_statistics", "outside_training", "training_ranges"]
 
 _TAILS = (0.005, 0.003, 0.002, 0.001, 0.0005, 0.0)
 _SLACK = 0.05  # of the width of a range, on both sides
@@ -56,6 +57,33 @@ def image_statistics(image: Tensor, file_size: Sequence[int] | None = None) -> d
         numbers["aspect_ratio"] = float(np.log(longest / shortest))
         numbers["resolution"] = min(shortest / max(grey.shape), 1.0)
     return numbers
+
+
+def kspace_statistics(kspace: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """Describe the k-space of one slice by a few numbers that do not depend on what it shows.
+
+    Args:
+        kspace: complex ``(K, H, W)``, divided by its scale as :class:`~monai_deqkan.transforms.NormalizeKspace` does.
+        mask: where it was measured, ``(1, H or 1, W)``; None infers it.
+
+    Returns:
+        ``coils``, ``rows``, ``columns``, ``acceleration`` (samples per measured one) and ``noise_level`` (root mean
+        square over coils of :func:`~monai_deqkan.operators.estimate_noise_level`, in the unit of ``kspace``).
+
+    Example:
+        >>> kspace_statistics(torch.ones(2, 4, 6, dtype=torch.complex64))["acceleration"]
+        1.0
+    """
+    data = check_tensor("kspace", kspace).as_subclass(Tensor)[None]
+    measured = infer_mask(data) if mask is None else torch.as_tensor(mask).as_subclass(Tensor)[None] != 0
+    coils, rows, columns = (float(size) for size in data.shape[1:])
+    return {
+        "coils": coils,
+        "rows": rows,
+        "columns": columns,
+        "acceleration": 1.0 / float(measured.float().mean()),
+        "noise_level": float(estimate_noise_level(data, measured).square().mean().sqrt()),
+    }
 
 
 def _at_most(values: Tensor, count: int) -> Tensor:

@@ -57,26 +57,39 @@ class EquilibriumProbe:
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = [part for part in network.modules() if isinstance(part, DEQLayer)]
-        self._recorder = SolveRecorder()
-        self._calls: list[tuple[DEQLayer, Any, State]] = []
+        self._calls: list[tuple[DEQLayer, Any, State, list[SolveStatistics]]] = []
+        self._open: list[SolveRecorder] = []
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> EquilibriumProbe:
+        self.close()
         self._calls = []
-        self._recorder = SolveRecorder().__enter__()
-        self._handles = [layer.register_forward_hook(self._note, with_kwargs=True) for layer in self._layers]
+        for layer in self._layers:
+            self._handles.append(layer.register_forward_pre_hook(self._start))
+            # Called after an exception, too: no recorder stays open.
+            self._handles.append(layer.register_forward_hook(self._note, with_kwargs=True, always_call=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop noting, as at the end of the block."""
         for handle in self._handles:
             handle.remove()
-        self._recorder.__exit__(kind, error, trace)
+        self._handles = []
 
-    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: State) -> None:
-        if isinstance(layer, DEQLayer):
-            self._calls.append((layer, args[0] if args else kwargs["x"], z))
+    def _start(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        self._open.append(SolveRecorder().__enter__())
+
+    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: State | None) -> None:
+        recorder = self._open.pop()
+        recorder.__exit__(None, None, None)
+        if z is not None and isinstance(layer, DEQLayer):
+            stats = [record.stats for record in recorder.records if record.kind == "forward"]
+            self._calls.append((layer, args[0] if args else kwargs["x"], z, stats))
 
     @torch.no_grad()
     def errors(self, *, estimate: bool = False) -> EquilibriumError | None:
@@ -93,10 +106,9 @@ class EquilibriumProbe:
         Args:
             estimate: whether to make the estimate, which takes up to as many evaluations as the solve did.
         """
-        records = [record.stats for record in self._recorder.records if record.kind == "forward"]
-        if len(self._calls) != 1 or len(records) != 1:
+        if len(self._calls) != 1 or len(self._calls[0][3]) != 1:
             return None
-        (layer, x, z), stats = self._calls[0], records[0]
+        layer, x, z, (stats,) = self._calls[0]
         residual = stats.relative_residual.double()
         factor = _certified_factor(layer, at_least_float32(x))
         bound = torch.full_like(residual, math.inf)
@@ -126,6 +138,6 @@ def _estimated_error(layer: DEQLayer, x: Any, z: State, stats: SolveStatistics) 
     moved = state_norm(
         tuple(a - b for a, b in zip(state_parts(at_least_float32(z)), state_parts(closer.z), strict=True))
     )
-    share = closer.stats.relative_residual.double() / residual
+    share = closer.stats.residual.double() / stats.residual.double()
     estimated = moved / size / (1 - share)
     return torch.where(residual == 0, 0.0, torch.where((share < 1) & estimated.isfinite(), estimated, math.inf))

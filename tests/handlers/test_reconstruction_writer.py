@@ -9,6 +9,7 @@ from ignite.engine import Engine
 
 from monai_deqkan.data import write_kspace
 from monai_deqkan.handlers import ReconstructionWriter
+from monai_deqkan.networks.blocks import ContractionBound
 from monai_deqkan.networks.layers import DEQLayer
 from monai_deqkan.solvers import FixedPointIteration, open_recorders
 
@@ -18,18 +19,31 @@ class Cell(torch.nn.Module):
         return 0.5 * z + x
 
 
-def run(tmp_path, samples, batch_size=1, solve=True, size=(3, 2), pixel_scale=None, **settings):
+def run(
+    tmp_path,
+    samples,
+    batch_size=1,
+    solve=True,
+    size=(3, 2),
+    pixel_scale=None,
+    layer=None,
+    spread=None,
+    kspace=None,
+    **settings,
+):
     """Write ``[(file, slice, value)]`` as constant complex images ``3 v + 4 v i``, each in unit 1 / 2."""
-    layer = DEQLayer(Cell(), FixedPointIteration(rtol=1e-3))
+    layer = layer or DEQLayer(Cell(), FixedPointIteration(rtol=1e-3))
+    channels = torch.tensor([3.0, 4.0] + ([] if spread is None else [spread])).view(-1, 1, 1)
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
     def step(engine, index):
         batch = batches[index]
         more = {} if pixel_scale is None else {"pixel_scale": pixel_scale}
+        more |= {} if kspace is None else {"kspace": kspace}
         engine.state.batch = [{"source": str(file), "slice": i, "scale": 2.0, **more} for file, i, _ in batch]
         if solve:
             layer(torch.ones(len(batch), 1))
-        return [{"pred": torch.tensor([3.0, 4.0]).view(2, 1, 1).expand(2, *size) * value} for _, _, value in batch]
+        return [{"pred": channels.expand(-1, *size) * value} for _, _, value in batch]
 
     engine = Engine(step)
     ReconstructionWriter(tmp_path / "out", tmp_path / "in", **settings).attach(engine)
@@ -122,7 +136,54 @@ def test_other_outputs_are_refused(tmp_path, settings):
 
 def test_network_without_a_solve_leaves_its_columns_empty(tmp_path):
     rows = run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)], solve=False)
-    assert rows == [{"file": "a.h5", "slice": "0", "evaluations": "", "relative_residual": "", "status": ""}]
+    assert list(rows[0])[:5] == ["file", "slice", "evaluations", "relative_residual", "status"]
+    assert (rows[0].pop("file"), rows[0].pop("slice")) == ("a.h5", "0")
+    assert set(rows[0].values()) == {""}
+
+
+class CertifiedHalf(Cell):
+    def certified_contraction(self, x=None):
+        return ContractionBound(0.5, ("the slope",))
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_proven_and_estimated_errors(tmp_path, certified):
+    layer = DEQLayer(CertifiedHalf() if certified else Cell(), FixedPointIteration(rtol=1e-3))
+    source = tmp_path / "in" / "a.h5"
+    samples = [(source, 1, 1.0), (source, 0, 1.0)]
+    rows = run(tmp_path, samples, batch_size=2, layer=layer, network=layer, estimate_error=True)
+    # z = 2 - 2 ** -8 after nine steps from zero, f(z) = 2 - 2 ** -9: the residual is 2 ** -9, the error 2 ** -8.
+    for row in rows:
+        assert row["certified_factor"] == ("0.500000" if certified else "")
+        assert row["error_bound"] == (f"{2**-8 / (2 - 2**-9):.3e}" if certified else "")
+        assert float(row["estimated_error"]) == pytest.approx(2**-8 / (2 - 2**-8), rel=1e-3)
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert file["solve/evaluations"][:].tolist() == [10, 10]
+        assert file["solve/status"].asstr()[:].tolist() == ["converged", "converged"]
+        assert file["solve/error_bound"][0] == (pytest.approx(2**-8 / (2 - 2**-9)) if certified else np.inf)
+        assert file.attrs["note"].endswith("Research only; not for clinical use.")
+    assert open_recorders() == ()
+    assert not layer._forward_hooks
+
+
+def test_a_third_channel_is_written_as_spread(tmp_path):
+    source = write_source(tmp_path / "in" / "a.h5")
+    samples = [(source, 1, 1.0), (source, 0, 2.0)]
+    run(tmp_path, samples, spread=0.5, size=(6, 4), formats=["h5", "nifti"], image_size=[4, -1])
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        # The channels 3 v, 4 v and 0.5 v, times the scale 2.
+        np.testing.assert_allclose(file["reconstruction"][:, 0, 0], [20, 10])
+        np.testing.assert_allclose(file["spread"][:, 0, 0], [2, 1])
+        assert file["spread"].shape == file["reconstruction"].shape == (2, 4, 4)
+    np.testing.assert_allclose(nib.load(tmp_path / "out" / "a_spread.nii.gz").get_fdata()[0, 0], [2, 1])
+
+
+def test_data_unlike_those_of_the_training_are_named(tmp_path, caplog):
+    ranges = {"coils": [4, 8], "rows": [6, 6], "acceleration": [1.5, 4.5], "noise_level": [0.0, 10.0]}
+    kspace = torch.ones(2, 6, 4, dtype=torch.complex64)
+    rows = run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)], kspace=kspace, training_ranges=ranges)
+    assert rows[0]["unlike_training"] == "coils acceleration"
+    assert "unlike the training data in: coils, acceleration" in caplog.text
 
 
 def test_existing_volume_is_not_overwritten(tmp_path):
