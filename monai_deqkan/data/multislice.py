@@ -9,6 +9,7 @@ from typing import Any
 
 from monai.data import Dataset, list_data_collate
 from torch import Tensor
+from torch.nn.functional import pad
 
 from monai_deqkan._checks import check_choice
 from monai_deqkan.data.fastmri import Slices, find_kspace_files, kspace_items, kspace_slices
@@ -59,15 +60,23 @@ class KspaceSliceDataset(Dataset):
         super().__init__(items, LoadKspaceSliced() if transform is None else transform)
 
 
-def collate_kspace(batch: Sequence[Mapping[Any, Any]]) -> Any:
+def collate_kspace(batch: Sequence[Mapping[Any, Any]], pad_coils: bool = False) -> Any:
     """Collate items of one size, as MONAI does; for a loader's ``collate_fn``.
 
-    Volumes differ in matrix and number of coils. Padding images would make anatomy that was never measured, and padding
-    coils changes nothing but cost, so neither is done: take a batch size of 1, or crop to one size.
+    Volumes differ in matrix and number of coils. Padding images would make anatomy that was never measured: take a
+    batch size of 1, or crop to one size. Padding coils changes nothing but cost, and is done by choice.
+
+    Args:
+        batch: items with ``kspace`` ``(K, *space)``, or lists of them, as MONAI's random crops make.
+        pad_coils: whether items with fewer coils get coils of zeros, in k-space and in ``sensitivity_maps``.
 
     Raises:
         ValueError: if items differ in shape.
     """
+    batch = [one for item in batch for one in (item if isinstance(item, list) else [item])]
+    if pad_coils and len({len(item["kspace"]) for item in batch}) > 1:
+        count = max(len(item["kspace"]) for item in batch)
+        batch = [_with_coils(item, count) for item in batch]
     for key in batch[0]:
         shapes = {tuple(item[key].shape) for item in batch if isinstance(item[key], Tensor)}
         if len(shapes) > 1:
@@ -76,3 +85,11 @@ def collate_kspace(batch: Sequence[Mapping[Any, Any]]) -> Any:
                 "Take batch_size 1, or slices of one matrix and number of coils (crop_size makes one matrix)."
             )
     return list_data_collate(list(batch))
+
+
+def _with_coils(item: Mapping[Any, Any], count: int) -> dict[Any, Any]:
+    """Return an item with coils of zeros added to its k-space and maps; the coil axis is the same from the end."""
+    space = item["kspace"].ndim - 1
+    missing = (0, 0) * space + (0, count - len(item["kspace"]))
+    padded = {key: pad(item[key], missing) for key in ("kspace", "sensitivity_maps") if key in item}
+    return {**item, **padded}

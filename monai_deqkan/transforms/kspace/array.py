@@ -110,7 +110,7 @@ class UndersampleKspace(RandomizableTransform):
         center_fractions: share of lines in the fully sampled centre, as many values; drawn as a pair.
         pattern: a mask's name in :data:`monai_deqkan.operators.MASKS`: lines (``"equispaced"``, ``"random"``,
             ``"gaussian"``), or points in the plane of two phase encodings, of which a slice across the readout has both
-            (``"gaussian_plane"``, ``"poisson_disc"``, ``"pseudo_radial"``).
+            (``"gaussian_plane"``, ``"poisson_disc"``, ``"pseudo_radial"``); or several, of which each call draws one.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class UndersampleKspace(RandomizableTransform):
         accelerations: float | Sequence[float] = 4.0,
         center_fractions: float | Sequence[float] = 0.08,
         *,
-        pattern: str = "equispaced",
+        pattern: str | Sequence[str] = "equispaced",
     ) -> None:
         super().__init__(prob=1.0)
         self.accelerations = _as_tuple(accelerations)
@@ -128,7 +128,10 @@ class UndersampleKspace(RandomizableTransform):
                 "`accelerations` and `center_fractions` must be equally long; got "
                 f"{len(self.accelerations)} and {len(self.center_fractions)} values."
             )
-        self.draw = MASKS[check_choice("pattern", pattern, MASKS)]
+        names = (pattern,) if isinstance(pattern, str) else tuple(pattern)
+        if not names:
+            raise ValueError("`pattern` must name a mask, or several; got none.")
+        self.draws = tuple(MASKS[check_choice("pattern", name, MASKS)] for name in names)
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -155,7 +158,10 @@ class UndersampleKspace(RandomizableTransform):
         generator = torch.Generator().manual_seed(self._seed if seed is None else seed)
         pick = int(torch.randint(len(self.accelerations), (), generator=generator))
         space = tuple(kspace.shape[1:])
-        mask = self.draw(space, self.accelerations[pick], self.center_fractions[pick], generator=generator)
+        draw = self.draws[0]
+        if len(self.draws) > 1:
+            draw = self.draws[int(torch.randint(len(self.draws), (), generator=generator))]
+        mask = draw(space, self.accelerations[pick], self.center_fractions[pick], generator=generator)
         mask = mask.unsqueeze(0).to(kspace.device)
         return masked(kspace, mask), mask
 

@@ -147,7 +147,7 @@ class UndersampleKspaced(RandomizableTransform, MapTransform):
         mask_key: str = "mask",
         accelerations: float | Sequence[float] = 4.0,
         center_fractions: float | Sequence[float] = 0.08,
-        pattern: str = "equispaced",
+        pattern: str | Sequence[str] = "equispaced",
         *,
         item_seed: int | None = None,
         source_key: str = "source",

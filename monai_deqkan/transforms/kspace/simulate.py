@@ -13,7 +13,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from monai_deqkan._checks import check_finite, check_int, check_range, check_tensor
-from monai_deqkan.operators import simulate_kspace, smooth_coil_maps, smooth_phase
+from monai_deqkan.operators import add_complex_noise, simulate_kspace, smooth_coil_maps, smooth_phase
 from monai_deqkan.transforms.kspace.checks import item_seed_of, one_key
 
 __all__ = ["SimulateKspace", "SimulateKspaced"]
@@ -26,17 +26,23 @@ class SimulateKspace(RandomizableTransform):
     image. Say so where results on such data are shown.
 
     Args:
-        num_coils: number of coils; 1 has no coil map.
+        num_coils: number of coils, or several numbers of which each call draws one; 1 has no coil map.
         max_phase: largest absolute phase of the image, in radians.
         snr_db: signal-to-noise ratio of k-space in dB, see :func:`monai_deqkan.operators.add_complex_noise`; two values
             are a range from which each call draws; None adds no noise.
     """
 
     def __init__(
-        self, num_coils: int = 8, max_phase: float = math.pi / 2, snr_db: float | Sequence[float] | None = None
+        self,
+        num_coils: int | Sequence[int] = 8,
+        max_phase: float = math.pi / 2,
+        snr_db: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(prob=1.0)
-        self.num_coils = check_int("num_coils", num_coils)
+        counts = tuple(num_coils) if isinstance(num_coils, Sequence) else (num_coils,)
+        if not counts:
+            raise ValueError("`num_coils` must be a number of coils, or several; got none.")
+        self.num_coils = tuple(check_int("num_coils", count) for count in counts)
         self.max_phase = check_range("max_phase", max_phase, 0.0)
         ends = () if snr_db is None else (snr_db, snr_db) if isinstance(snr_db, (int, float)) else tuple(snr_db)
         if len(ends) not in (0, 2) or any(not math.isfinite(end) for end in ends):
@@ -61,6 +67,10 @@ class SimulateKspace(RandomizableTransform):
         Raises:
             ValueError: if the image has another shape, or values that are negative or not finite.
         """
+        return self.simulate(image, seed)[0]
+
+    def simulate(self, image: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Simulate k-space as a call does; return it with noise, and without."""
         if check_tensor("image", image).is_complex() or image.ndim not in (3, 4) or image.shape[0] != 1:
             raise ValueError(
                 f"`image` must be a magnitude image of shape (1, *space); got {image.dtype} of shape "
@@ -77,14 +87,18 @@ class SimulateKspace(RandomizableTransform):
         space = tuple(image.shape[1:])
         phase = smooth_phase(space, self.max_phase, generator=generator)
         maps = torch.ones((1, *space), dtype=torch.complex64)
-        if self.num_coils > 1:
-            maps = smooth_coil_maps(space, self.num_coils, generator=generator)
+        num_coils = self.num_coils[0]
+        if len(self.num_coils) > 1:
+            num_coils = self.num_coils[int(torch.randint(len(self.num_coils), (), generator=generator))]
+        if num_coils > 1:
+            maps = smooth_coil_maps(space, num_coils, generator=generator)
         snr_db = None
         if self.snr_range:
             low, high = self.snr_range
             snr_db = low + (high - low) * float(torch.rand((), generator=generator))
-        magnitude = torch.as_tensor(image, dtype=torch.float32).cpu()
-        return simulate_kspace(magnitude, maps, phase=phase, snr_db=snr_db, generator=generator)[0]
+        magnitude = torch.as_tensor(image, dtype=torch.float32).as_subclass(Tensor).cpu()
+        clean = simulate_kspace(magnitude, maps, phase=phase)
+        return (clean if snr_db is None else add_complex_noise(clean, snr_db, generator=generator))[0], clean[0]
 
 
 class SimulateKspaced(RandomizableTransform, MapTransform):
@@ -95,6 +109,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
     Args:
         keys: key of the image, one.
         kspace_key: key for the k-space.
+        clean_key: key for the same k-space without noise, for a reference; None leaves it out.
         num_coils: see :class:`SimulateKspace`.
         max_phase: see :class:`SimulateKspace`.
         snr_db: see :class:`SimulateKspace`.
@@ -109,10 +124,11 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         self,
         keys: KeysCollection = "image",
         kspace_key: str = "kspace",
-        num_coils: int = 8,
+        num_coils: int | Sequence[int] = 8,
         max_phase: float = math.pi / 2,
         snr_db: float | Sequence[float] | None = None,
         *,
+        clean_key: str | None = None,
         item_seed: int | None = None,
         source_key: str = "source",
         slice_key: str = "slice",
@@ -121,6 +137,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, one_key(keys), allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.kspace_key = kspace_key
+        self.clean_key = clean_key
         self.item_seed = None if item_seed is None else check_int("item_seed", item_seed, minimum=0)
         self.source_key, self.slice_key = source_key, slice_key
         self.simulate = SimulateKspace(num_coils, max_phase, snr_db)
@@ -136,6 +153,8 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             seed = item_seed_of(item, self.item_seed, self.source_key, self.slice_key)
-            item[self.kspace_key] = self.simulate(item[key], seed)
+            item[self.kspace_key], clean = self.simulate.simulate(item[key], seed)
+            if self.clean_key is not None:
+                item[self.clean_key] = clean
             item["simulated"] = True
         return item
