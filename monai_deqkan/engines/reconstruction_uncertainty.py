@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +240,6 @@ def calibrate_spread(
     output_dir: str | os.PathLike[str],
     *,
     device: torch.device | str = "cpu",
-    max_batches: int | None = 32,
 ) -> dict[str, Any]:
     """Fit one factor for the spread on validation slices, and show on test slices whether it holds.
 
@@ -253,11 +251,11 @@ def calibrate_spread(
     Args:
         network: the network with its weights.
         inferer: makes the spreads.
-        val_loader: batches with ``kspace``, ``mask``, ``sensitivity_maps`` and ``reference_rss``, to fit the factor.
+        val_loader: batches with ``kspace``, ``mask``, ``sensitivity_maps``, ``reference_rss``, ``source`` and
+            ``slice``, to fit the factor.
         test_loader: others, to show it.
         output_dir: folder to write into; made where absent.
         device: where the network runs.
-        max_batches: at most so many batches of each; None takes all.
 
     Returns:
         What the JSON file holds.
@@ -272,8 +270,11 @@ def calibrate_spread(
     if taken:
         raise FileExistsError(f"{taken[0]} exists and was not touched. Name a new `output_dir`, or move it away.")
     network.eval()
-    val, _ = _pixels(network, inferer, islice(val_loader, max_batches), device, "val_loader")
-    test, example = _pixels(network, inferer, islice(test_loader, max_batches), device, "test_loader")
+    val, _, fitted = _pixels(network, inferer, val_loader, device, "val_loader")
+    test, example, shown_on = _pixels(network, inferer, test_loader, device, "test_loader")
+    shared = len(fitted & shown_on)
+    if shared:
+        logger.warning("%d slices are in both parts: the curve of the test slices flatters. Add a test folder.", shared)
     factor = fit_spread_factor(val[0], val[1])
     curves = {
         "validation, as it is": spread_calibration(*val),
@@ -286,6 +287,7 @@ def calibrate_spread(
         "method": inferer.method,
         "num_samples": inferer.num_samples if not inferer.others else 1 + len(inferer.others),
         "drop_share": inferer.drop_share if inferer.method == "mask" else None,
+        "num_slices": {"validation": len(fitted), "test": len(shown_on), "in_both": shared},
         "factor": inferer.factor * factor,
         "curves": {name: asdict(curve) for name, curve in curves.items()},
     }
@@ -305,12 +307,14 @@ def _pixels(
     batches: Iterable[Mapping[str, Any]],
     device: torch.device | str,
     name: str,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return errors and spreads of all pixels in the heads; and image, spread and error of the first slice."""
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor], set[tuple[str, int]]]:
+    """Return errors and spreads of the heads' pixels; image, spread and error of the first slice; the slices' names."""
     prepare = PrepareBatchKspace()
     errors, spreads, example = [], [], None
+    names: set[tuple[str, int]] = set()
     for batch in batches:
         kspace, _, _, given = prepare(dict(batch), device)
+        names |= {(str(file), int(index)) for file, index in zip(batch["source"], batch["slice"], strict=True)}
         result = inferer(kspace, network, **given).float().cpu()
         reference = torch.as_tensor(batch["reference_rss"]).as_subclass(Tensor).float()
         reference = reference.reshape(len(result), 1, *result.shape[2:])
@@ -321,7 +325,7 @@ def _pixels(
         example = (image[0, 0], spread[0, 0], error[0, 0]) if example is None else example
     if example is None:
         raise ValueError(f"`{name}` holds no batch. Check the folder and the part that it reads.")
-    return (torch.cat(errors), torch.cat(spreads)), example
+    return (torch.cat(errors), torch.cat(spreads)), example, names
 
 
 def _log_calibration(factor: float, curves: Mapping[str, SpreadCalibration]) -> None:
