@@ -125,6 +125,11 @@ class MRIOperator(LinearOperator):
         return self._coils.sensitivity_maps
 
     @property
+    def has_sets(self) -> bool:
+        """Whether there are several map sets, each with an image of its own."""
+        return self._coils.has_sets
+
+    @property
     def norm_bound(self) -> Tensor:
         """Upper bound of the operator norm per sample: that of the coils, see :attr:`CoilOperator.norm_bound`.
 

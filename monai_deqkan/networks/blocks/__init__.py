@@ -1,6 +1,6 @@
 """Layers put together for reuse."""
 
-from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step
+from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step, proximal_step
 from monai_deqkan.networks.blocks.deq_cell import (
     CertifiedCell,
     CertifiedMap,
@@ -14,11 +14,14 @@ from monai_deqkan.networks.blocks.kan_block import KANBlock
 from monai_deqkan.networks.blocks.kan_gate import KANGate
 from monai_deqkan.networks.blocks.kan_tokens import KANTokenBlock
 from monai_deqkan.networks.blocks.kan_upsample import KANUpsample
+from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
 
 __all__ = [
     "CertifiedCell",
     "CertifiedMap",
+    "ConjugateGradientCell",
     "ContractionBound",
+    "GradientCell",
     "ImageFeatures",
     "KANBlock",
     "KANCell",
@@ -27,6 +30,8 @@ __all__ = [
     "KANUpsample",
     "MLPCell",
     "Measurement",
+    "ProximalCell",
     "ReconstructionCell",
     "gradient_step",
+    "proximal_step",
 ]

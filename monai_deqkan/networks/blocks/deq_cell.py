@@ -261,7 +261,7 @@ class ReconstructionCell(nn.Module):
         """
         measurement, reference = x
         v = gradient_step(z, measurement, self.step_size)
-        step = torch.lerp(v, self.prior(v), self.relaxation)
+        step = torch.lerp(v, measurement.denoise(self.prior, v), self.relaxation)
         return torch.lerp(reference, step, self.weight)
 
     @torch.jit.unused

@@ -9,6 +9,8 @@ from monai_deqkan.networks.nets.kan_unet import KANUNet
 from monai_deqkan.networks.nets.recurrent_kan_classifier import RecurrentKANClassifier
 from monai_deqkan.networks.nets.sensitivity_net import SensitivityNet
 from monai_deqkan.networks.nets.ukan import UKAN
+from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
+from monai_deqkan.networks.nets.unrolled_reconstructor import UnrolledReconstructor
 
 __all__ = [
     "UKAN",
@@ -20,4 +22,6 @@ __all__ = [
     "KANUNet",
     "RecurrentKANClassifier",
     "SensitivityNet",
+    "UNetDenoiser",
+    "UnrolledReconstructor",
 ]

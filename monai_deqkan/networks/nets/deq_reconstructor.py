@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,11 @@ from monai_deqkan._complex import as_complex, complex_to_channels
 from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.data_consistency import Measurement
 from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ReconstructionCell
+from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.dncnn import DnCNN
+from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
 from monai_deqkan.operators import MRIOperator, espirit_maps, estimate_sensitivity_maps
 from monai_deqkan.solvers import FixedPointSolver
 from monai_deqkan.variational import cg_sense
@@ -26,71 +28,28 @@ __all__ = ["DEQReconstructor"]
 _ESTIMATES: dict[str, Callable[..., Tensor]] = {"low_frequency": estimate_sensitivity_maps, "espirit": espirit_maps}
 
 
-class DEQReconstructor(nn.Module):
-    r"""Reconstruct an image from undersampled k-space, as the equilibrium of physics and a learned prior.
-
-    The reference image and start is a CG-SENSE reconstruction of few iterations; the equilibrium is that of
-    :class:`~monai_deqkan.networks.blocks.ReconstructionCell`, a contraction for any sampling mask. K-space may come in
-    any unit: each sample is divided by the brightness of its reference image for the solve. Gradients are implicit:
-    training memory does not grow with the number of steps. They reach the parameters only: none flows to the k-space
-    or the sensitivity maps.
+class Reconstructor(nn.Module):
+    """What reconstruction networks share: coil maps, the reference image, scale; a subclass iterates a cell.
 
     Args:
-        spatial_dims: number of spatial dimensions, 2 or 3.
-        prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"dncnn"`` for a :class:`DnCNN` with certified spectral
-            normalization, or a module on two channels with a method ``certified_lipschitz()``. A plain stack of
-            certified layers loses signal at every activation; ``tests/benchmarks/bench_reconstruction_priors.py``
-            compares the two.
-        num_layers: number of layers of a prior given by name; by default that network's own.
-        features: number of channels of a prior given by name; by default that network's own.
-        contraction: certified contraction factor of the step, dimensionless, in ``(0, 1)``.
-        num_cg_steps: iterations of the CG-SENSE reconstruction it starts from, at least 1.
-        solver: fixed-point solver, by name, ``(name, settings)`` or object.
-        adjoint: how gradients get through the solve, in the same three ways.
-        sensitivity: how coil maps are estimated where none are given: ``"low_frequency"``
-            (:func:`~monai_deqkan.operators.estimate_sensitivity_maps`), ``"espirit"``
-            (:func:`~monai_deqkan.operators.espirit_maps`; slower, better at 8x), or a module called with k-space and
-            mask, such as a trained :class:`SensitivityNet`: it is not trained along, its weights are set constant.
-
-    Raises:
-        ValueError: for a number or name out of range, or a prior without a certified constant.
-
-    Example:
-        >>> network = DEQReconstructor(spatial_dims=2, num_layers=3, features=8)
-        >>> network(torch.randn(1, 4, 32, 32, dtype=torch.complex64)).shape
-        torch.Size([1, 2, 32, 32])
-
-    Reference:
-        D. Gilton, G. Ongie and R. Willett, "Deep equilibrium architectures for inverse problems in imaging", IEEE
-        Trans. Comput. Imaging 7 (2021) 1123-1133. Differences: the prior is certified, the step contracts for any mask.
+        spatial_dims: as in :class:`DEQReconstructor`.
+        num_cg_steps: as there.
+        sensitivity: as there.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        prior: str | CertifiedMap = "ridge",
-        *,
-        num_layers: int | None = None,
-        features: int | None = None,
-        contraction: float = 0.98,
-        num_cg_steps: int = 8,
-        solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = ("anderson", {"rtol": 1e-3}),
-        adjoint: str | tuple[str, dict[str, Any]] | Adjoint = "implicit",
-        sensitivity: str | nn.Module = "low_frequency",
-    ) -> None:
+    def __init__(self, spatial_dims: int, num_cg_steps: int, sensitivity: str | nn.Module) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.num_cg_steps = check_int("num_cg_steps", num_cg_steps)
-        if isinstance(prior, str):
-            prior = _prior(prior, spatial_dims, num_layers, features)
-        elif num_layers is not None or features is not None:
-            raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
         self.sensitivity = sensitivity if isinstance(sensitivity, nn.Module) else None
         if isinstance(sensitivity, nn.Module):
             sensitivity.requires_grad_(False)
         else:
             self._estimate = _ESTIMATES[check_choice("sensitivity", sensitivity, _ESTIMATES)]
-        self.equilibrium = DEQLayer(ReconstructionCell(prior, contraction=contraction), solver, adjoint)
+
+    def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
+        """Iterate the cell on the measurement and the reference image; both are normalized."""
+        raise NotImplementedError
 
     def forward(self, kspace: Tensor, mask: Tensor | None = None, sensitivity_maps: Tensor | None = None) -> Tensor:
         """Reconstruct a batch.
@@ -101,10 +60,12 @@ class DEQReconstructor(nn.Module):
             mask: where it was measured, shape ``(B, K, *space)`` with any axis of size one; by default inferred from
                 the columns of k-space that are not zero.
             sensitivity_maps: complex ``(B, K, *space)``, constants like the k-space: no gradient flows to them; by
-                default estimated from the centre of k-space, as ``sensitivity`` says.
+                default estimated from the centre of k-space, as ``sensitivity`` says. ``(B, M, K, *space)`` for
+                ``M`` map sets, each with an image of its own.
 
         Returns:
-            The complex image as two channels ``(B, 2, *space)``: real part, imaginary part.
+            The complex image as two channels ``(B, 2, *space)``: real part, imaginary part. With several map sets its
+            magnitude is the root sum of squares of their images, its phase that of the first.
 
         Raises:
             TypeError: if ``kspace`` is no tensor.
@@ -123,8 +84,10 @@ class DEQReconstructor(nn.Module):
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
             unit = brightness(reference)
-            measurement = Measurement.of(operator, kspace / unit)
-        image = cast(Tensor, self.equilibrium((measurement, reference / unit))) * unit
+            measurement = Measurement.of(operator, kspace / unit.view(-1, *[1] * (kspace.ndim - 1)))
+        image = self.find_image((measurement, reference / unit)) * unit
+        if image.ndim > self.spatial_dims + 2:
+            image = _joined(image)
         return image if meta is None else cast(Tensor, MetaTensor(image).copy_meta_from(meta))
 
     def _estimated_maps(self, kspace: Tensor, mask: Tensor | None) -> Tensor:
@@ -143,12 +106,136 @@ class DEQReconstructor(nn.Module):
         return kspace.detach().to(torch.complex128 if kspace.dtype == torch.complex128 else torch.complex64)
 
 
-def _prior(name: str, spatial_dims: int, num_layers: int | None, features: int | None) -> CertifiedMap:
-    settings: dict[str, Any] = {"num_layers": num_layers, "features": features}
-    chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-    if check_choice("prior", name, ("ridge", "dncnn")) == "ridge":
+class DEQReconstructor(Reconstructor):
+    r"""Reconstruct an image from undersampled k-space, as the equilibrium of physics and a learned prior.
+
+    The reference image and start is a CG-SENSE reconstruction of few iterations. K-space may come in any unit: each
+    sample is divided by the brightness of its reference image for the solve. Gradients are implicit: training memory
+    does not grow with the number of steps. They reach the parameters only: none flows to the k-space or the
+    sensitivity maps.
+
+    ``form`` chooses the step whose equilibrium is found:
+
+    - ``"contracting"``: :class:`~monai_deqkan.networks.blocks.ReconstructionCell`, a contraction for any sampling mask:
+      its equilibrium exists, is unique, and the error of a solve is bounded. It needs a certified prior.
+    - ``"cg"`` (DE-CG): :class:`~monai_deqkan.networks.blocks.ConjugateGradientCell`; without a certificate, or with one
+      where ``contraction`` is given.
+    - ``"prox"`` (DE-Prox) and ``"grad"`` (DE-Grad): :class:`~monai_deqkan.networks.blocks.ProximalCell` and
+      :class:`~monai_deqkan.networks.blocks.GradientCell`; without a certificate.
+
+    A form without a certificate takes any prior and reconstructs better; whether it converged is told per sample by a
+    :class:`~monai_deqkan.solvers.SolveRecorder`.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"dncnn"`` for a :class:`DnCNN` (with certified spectral
+            normalization where the form needs it, else residual without one), ``"unet"`` for a :class:`UNetDenoiser`,
+            or a module on two channels.
+        form: ``"contracting"``, ``"cg"``, ``"prox"`` or ``"grad"``.
+        num_layers: number of layers of a prior given by name (residual blocks per level of a U-Net); by default that
+            network's own.
+        features: number of channels of a prior given by name (one per level for a U-Net); by default that network's
+            own.
+        contraction: certified contraction factor of the step, dimensionless, in ``(0, 1)``; None takes 0.98 for
+            ``"contracting"``, and no certificate for ``"cg"``. The other forms have none.
+        num_cg_steps: iterations of the CG-SENSE reconstruction it starts from, at least 1.
+        solver: fixed-point solver, by name, ``(name, settings)`` or object.
+        adjoint: how gradients get through the solve, in the same three ways.
+        sensitivity: how coil maps are estimated where none are given: ``"low_frequency"``
+            (:func:`~monai_deqkan.operators.estimate_sensitivity_maps`), ``"espirit"``
+            (:func:`~monai_deqkan.operators.espirit_maps`; slower, better at 8x), or a module called with k-space and
+            mask, such as a trained :class:`SensitivityNet`: it is not trained along, its weights are set constant.
+
+    Raises:
+        ValueError: for a number or name out of range, or a prior without a certified constant where one is needed.
+
+    Example:
+        >>> network = DEQReconstructor(spatial_dims=2, num_layers=3, features=8)
+        >>> network(torch.randn(1, 4, 32, 32, dtype=torch.complex64)).shape
+        torch.Size([1, 2, 32, 32])
+
+    Reference:
+        D. Gilton, G. Ongie and R. Willett, "Deep equilibrium architectures for inverse problems in imaging", IEEE
+        Trans. Comput. Imaging 7 (2021) 1123-1133. Differences: see the cells.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        prior: str | nn.Module | CertifiedMap = "ridge",
+        *,
+        form: str = "contracting",
+        num_layers: int | None = None,
+        features: int | Sequence[int] | None = None,
+        contraction: float | None = None,
+        num_cg_steps: int = 8,
+        solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = ("anderson", {"rtol": 1e-3}),
+        adjoint: str | tuple[str, dict[str, Any]] | Adjoint = "implicit",
+        sensitivity: str | nn.Module = "low_frequency",
+    ) -> None:
+        super().__init__(spatial_dims, num_cg_steps, sensitivity)
+        self.form = form
+        cell = reconstruction_cell(
+            spatial_dims, prior, form=form, num_layers=num_layers, features=features, contraction=contraction
+        )
+        self.equilibrium = DEQLayer(cell, solver, adjoint)
+
+    def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
+        """Return the equilibrium."""
+        return cast(Tensor, self.equilibrium(inputs))
+
+
+def reconstruction_cell(
+    spatial_dims: int,
+    prior: str | nn.Module | CertifiedMap,
+    *,
+    form: str,
+    num_layers: int | None,
+    features: int | Sequence[int] | None,
+    contraction: float | None,
+) -> ReconstructionCell | ProximalCell | GradientCell | ConjugateGradientCell:
+    """Return a new cell; arguments as in :class:`DEQReconstructor`."""
+    check_choice("form", form, ("contracting", "cg", "prox", "grad"))
+    if contraction is not None and form in ("prox", "grad"):
+        raise ValueError(
+            f"The form {form!r} has no certificate. Leave `contraction` out, or take 'contracting' or 'cg'."
+        )
+    chosen: Any = prior
+    if isinstance(prior, str):
+        certified = form == "contracting" or contraction is not None
+        chosen = _prior(prior, spatial_dims, num_layers, features, certified)
+    elif num_layers is not None or features is not None:
+        raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
+    if form == "contracting":
+        return ReconstructionCell(chosen, contraction=0.98 if contraction is None else contraction)
+    if form == "cg":
+        return ConjugateGradientCell(chosen, contraction=contraction)
+    return ProximalCell(chosen) if form == "prox" else GradientCell(chosen)
+
+
+def _prior(
+    name: str, spatial_dims: int, num_layers: int | None, features: int | Sequence[int] | None, certified: bool
+) -> nn.Module:
+    check_choice("prior", name, ("ridge", "dncnn", "unet"))
+    chosen: dict[str, Any] = {}
+    if features is not None:
+        chosen["features"] = features
+    if num_layers is not None:
+        chosen["num_blocks" if name == "unet" else "num_layers"] = num_layers
+    if name == "unet":
+        return UNetDenoiser(spatial_dims, 2, **chosen)
+    if name == "ridge":
         return ConvexRidgeDenoiser(spatial_dims, 2, **chosen)
-    return DnCNN(spatial_dims, 2, 2, residual=False, spectral_norm="certified", **chosen)
+    kind: dict[str, Any] = {"residual": False, "spectral_norm": "certified"} if certified else {"residual": True}
+    return DnCNN(spatial_dims, 2, 2, **kind, **chosen)
+
+
+def _joined(image: Tensor) -> Tensor:
+    """Join the images of map sets ``(B, 2, M, *space)``: root sum of squares, phase of the first set."""
+    first = image[:, :, 0]
+    magnitude = image.square().sum(dim=(1, 2)).sqrt()[:, None]
+    length = first.square().sum(dim=1, keepdim=True).sqrt()
+    return torch.where(length > 0, first * (magnitude / length.clamp_min(torch.finfo(image.dtype).tiny)), magnitude)
 
 
 def brightness(image: Tensor) -> Tensor:

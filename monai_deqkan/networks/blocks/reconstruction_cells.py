@@ -1,0 +1,246 @@
+"""The published steps of equilibrium reconstruction: DE-Prox, DE-Grad, and DE-CG. They need not contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_deqkan._checks import check_int, check_range
+from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step, proximal_step
+from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ContractionBound
+
+__all__ = ["ConjugateGradientCell", "GradientCell", "ProximalCell"]
+
+Inputs = tuple[Measurement, Tensor]
+
+
+class _PriorCell(nn.Module):
+    """What the cells share: a prior, which may ask for the noise level, and the start.
+
+    Args:
+        prior: denoiser ``D`` of two channels ``(B, 2, *space)``; with an attribute ``takes_noise_level`` that is true
+            it is called as ``D(image, noise_level)`` with a learned level.
+        noise_level: that level to start from, in the unit of the normalized image.
+    """
+
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05) -> None:
+        super().__init__()
+        check_range("noise_level", noise_level, 0.0, open_low=True)
+        if not callable(prior):
+            raise TypeError(f"`prior` must be a module on two channels; got {type(prior).__name__}.")
+        self.prior = prior
+        self.raw_noise_level: nn.Parameter | None = None
+        if getattr(prior, "takes_noise_level", False):
+            self.raw_noise_level = nn.Parameter(torch.tensor(math.log(noise_level)))
+
+    def initial_state(self, x: Inputs) -> Tensor:
+        """Start from the reference image."""
+        return x[1]
+
+    @property
+    def noise_level(self) -> Tensor | None:
+        """The learned noise level of a prior that asks for one; its unit is that of the normalized image."""
+        return None if self.raw_noise_level is None else self.raw_noise_level.exp()
+
+    def denoise(self, image: Tensor, measurement: Measurement) -> Tensor:
+        """Apply the prior to ``(B, 2, *space)``, or to each map set's image of ``(B, 2, M, *space)``."""
+        level = self.noise_level
+        return measurement.denoise(self.prior if level is None else lambda x: self.prior(x, level), image)
+
+    @torch.jit.unused
+    def certified_contraction(self, x: Inputs | None = None) -> ContractionBound:
+        """Say that nothing is certified."""
+        return ContractionBound(
+            math.inf,
+            (
+                f"{type(self).__name__} has no certified contraction: its equilibrium need not exist or be unique. "
+                "Look at each solve's residual and status.",
+            ),
+        )
+
+
+class ProximalCell(_PriorCell):
+    r"""DE-Prox: a gradient step on the data, then the denoiser, relaxed.
+
+    .. math:: f(x) = (1 - \theta)\, x + \theta\, D\big(x - \tfrac{s}{L} (A^H A x - A^H y)\big)
+
+    with learned :math:`0 < s < 2` and :math:`0 < \theta < 1`. The relaxation changes the way to the fixed point, not
+    the fixed point.
+
+    Args:
+        prior: see :class:`ConjugateGradientCell`.
+        noise_level: see :class:`ConjugateGradientCell`.
+
+    Reference:
+        D. Gilton, G. Ongie and R. Willett, "Deep equilibrium architectures for inverse problems in imaging", IEEE
+        Trans. Comput. Imaging 7 (2021) 1123-1133. They have no relaxation and one step size per network. Their
+        convergence theorem needs a positive smallest eigenvalue of :math:`A^H A`, which undersampled MRI denies:
+        :class:`ReconstructionCell` is the form that contracts without it.
+    """
+
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05) -> None:
+        super().__init__(prior, noise_level)
+        self.raw_step_size = nn.Parameter(torch.tensor(0.0))
+        self.raw_relaxation = nn.Parameter(torch.tensor(2.0))
+
+    @property
+    def step_size(self) -> Tensor:
+        """The step size :math:`s` in units of :math:`1 / L`, in ``(0, 2)``."""
+        return 2 * torch.sigmoid(self.raw_step_size)
+
+    @property
+    def relaxation(self) -> Tensor:
+        r"""The share :math:`\theta` of the step, in ``(0, 1)``."""
+        return torch.sigmoid(self.raw_relaxation)
+
+    def forward(self, z: Tensor, x: Inputs) -> Tensor:
+        """Return the next image; shapes as in :meth:`ConjugateGradientCell.forward`."""
+        return torch.lerp(z, self.denoise(gradient_step(z, x[0], self.step_size), x[0]), self.relaxation)
+
+
+class GradientCell(_PriorCell):
+    r"""DE-Grad: a gradient step on the data and on the prior.
+
+    .. math:: f(x) = x - \eta \big[ \tfrac1L (A^H A x - A^H y) + \lambda\, (x - D(x)) \big],
+              \qquad 0 < \eta < \tfrac{1}{1 + \lambda}
+
+    with learned :math:`\eta` and :math:`\lambda > 0`. Where :math:`D` has Lipschitz constant :math:`\epsilon`, it
+    contracts with factor :math:`1 - \eta\,(\mu + \lambda (1 - \epsilon))`, :math:`\mu` the smallest eigenvalue of
+    :math:`A^H A / L`; also at :math:`\mu = 0`, if :math:`\epsilon < 1`.
+
+    Args:
+        prior: see :class:`ConjugateGradientCell`.
+        noise_level: see :class:`ConjugateGradientCell`.
+        weight: :math:`\lambda` to start from, dimensionless.
+
+    Reference:
+        Gilton et al., as in :class:`ProximalCell`; there :math:`\lambda = 1`.
+    """
+
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05, weight: float = 0.3) -> None:
+        super().__init__(prior, noise_level)
+        self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_step_size = nn.Parameter(torch.tensor(4.0))
+
+    @property
+    def weight(self) -> Tensor:
+        r"""The weight :math:`\lambda` of the prior, positive."""
+        return F.softplus(self.raw_weight)
+
+    @property
+    def step_size(self) -> Tensor:
+        r"""The step size :math:`\eta` in units of :math:`1 / L`, in :math:`(0, 1 / (1 + \lambda))`."""
+        return torch.sigmoid(self.raw_step_size) / (1 + self.weight)
+
+    def forward(self, z: Tensor, x: Inputs) -> Tensor:
+        """Return the next image; shapes as in :meth:`ConjugateGradientCell.forward`."""
+        step_size = self.step_size
+        return gradient_step(z, x[0], step_size) - step_size * self.weight * (z - self.denoise(z, x[0]))
+
+
+class ConjugateGradientCell(_PriorCell):
+    r"""DE-CG: the denoiser, then the image near it that fits the data best, by conjugate gradients.
+
+    .. math:: f(x) = (A^H A + \lambda L)^{-1} \big(A^H y + \lambda L\, D(x)\big)
+
+    with a learned :math:`\lambda > 0`. What was measured is taken at its word to the degree that :math:`\lambda` is
+    small; the denoiser decides the rest. It needs fewer evaluations than the gradient forms.
+
+    With ``contraction`` it contracts for any mask: as the data consistency is nonexpansive, a prior of certified
+    Lipschitz constant :math:`\ell \le 1` and a constant reference image make
+
+    .. math:: f(x) = (1 - \rho)\, x_\mathrm{ref} + \rho\, (A^H A + \lambda L)^{-1} \big(A^H y + \lambda L\, D(x)\big),
+              \qquad \rho\,\ell \le c < 1.
+
+    Args:
+        prior: denoiser :math:`D` of two channels ``(B, 2, *space)``. One with an attribute ``takes_noise_level`` that
+            is true is called with a learned noise level.
+        noise_level: that level to start from, in the unit of the normalized image.
+        weight: :math:`\lambda` to start from, dimensionless.
+        contraction: bound :math:`c` of the contraction factor, in ``(0, 1)``; None for none.
+        cg_rtol: relative tolerance of the conjugate gradients.
+        cg_max_iter: most iterations of the conjugate gradients.
+
+    Raises:
+        ValueError: for a number out of range, or if ``contraction`` is asked for with a prior that is not certified.
+
+    Reference:
+        H. K. Aggarwal, M. P. Mani and M. Jacob, "MoDL: model-based deep learning architecture for inverse problems",
+        IEEE Trans. Med. Imaging 38 (2019) 394-405 (the step, unrolled a few times); at its equilibrium: Gilton et al.,
+        as in :class:`ProximalCell`, there by ADMM.
+    """
+
+    def __init__(
+        self,
+        prior: Callable[..., Tensor],
+        noise_level: float = 0.05,
+        weight: float = 0.1,
+        *,
+        contraction: float | None = None,
+        cg_rtol: float = 1e-4,
+        cg_max_iter: int = 20,
+    ) -> None:
+        super().__init__(prior, noise_level)
+        self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
+        self.cg_rtol = check_range("cg_rtol", cg_rtol, 0.0, open_low=True)
+        self.cg_max_iter = check_int("cg_max_iter", cg_max_iter)
+        self.contraction = contraction
+        if contraction is not None:
+            check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
+            if not isinstance(prior, CertifiedMap) or not math.isfinite(float(prior.certified_lipschitz())):
+                raise ValueError(
+                    "`contraction` needs a prior with a certified Lipschitz constant, such as ConvexRidgeDenoiser or "
+                    "`DnCNN(..., spectral_norm='certified')`. Leave it out, or change the prior."
+                )
+            self.raw_reference = nn.Parameter(torch.tensor(3.0))
+
+    @property
+    def weight(self) -> Tensor:
+        r"""The weight :math:`\lambda` of the prior against the data, positive."""
+        return F.softplus(self.raw_weight)
+
+    @property
+    def step_weight(self) -> Tensor:
+        r"""The weight :math:`\rho` of the step against the reference image; 1 without ``contraction``."""
+        if self.contraction is None:
+            return torch.ones_like(self.raw_weight)
+        lipschitz = max(float(cast(CertifiedMap, self.prior).certified_lipschitz()), 1.0)
+        return self.contraction * torch.sigmoid(self.raw_reference) / lipschitz
+
+    def forward(self, z: Tensor, x: Inputs) -> Tensor:
+        """Return the next image.
+
+        Args:
+            z: image as two channels ``(B, 2, *space)``, or ``(B, 2, M, *space)`` with map sets.
+            x: the measurement, and the reference image of the shape of ``z``.
+        """
+        measurement, reference = x
+        image = proximal_step(
+            self.denoise(z, measurement), measurement, self.weight, rtol=self.cg_rtol, max_iter=self.cg_max_iter
+        )
+        return image if self.contraction is None else torch.lerp(reference, image, self.step_weight)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def certified_contraction(self, x: Inputs | None = None) -> ContractionBound:
+        """Return the product of the bounds of the step's parts; infinite without ``contraction``."""
+        if self.contraction is None:
+            return super().certified_contraction(x)
+        lipschitz, weight = float(cast(CertifiedMap, self.prior).certified_lipschitz()), float(self.step_weight)
+        return ContractionBound(
+            weight * lipschitz,
+            (
+                f"The prior's certified Lipschitz constant is {lipschitz:.4g}, as {type(self.prior).__name__} states.",
+                f"The data consistency is nonexpansive for any mask, up to {self.cg_rtol:g} of its change.",
+                f"The step is weighted by {weight:.4g} against the reference image.",
+            ),
+        )
+
+
+def _inverse_softplus(value: float) -> Tensor:
+    return torch.tensor(value + math.log(-math.expm1(-value)))

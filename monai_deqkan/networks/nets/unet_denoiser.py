@@ -1,0 +1,155 @@
+"""A U-shaped denoiser without biases: a stronger prior than a stack of convolutions of the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from monai_deqkan._checks import check_int, check_shape, check_spatial_dims
+
+__all__ = ["UNetDenoiser"]
+
+
+class UNetDenoiser(nn.Module):
+    r"""Denoise an image by a residual U-Net of plain convolutions that is told the noise level.
+
+    .. math:: D(x, \sigma) = x - N(x, \sigma), \qquad D(s\,x, s\,\sigma) = s\,D(x, \sigma) \text{ for } s > 0
+
+    Each level is a chain of residual blocks (convolution, ReLU, convolution); strided convolutions lead down,
+    transposed ones up, and features of the same level are added. No layer has a bias or normalizes, so the map is
+    homogeneous: images may have any unit, and a network trained at some noise levels keeps working at others. The noise
+    level enters as a constant channel. Images of any size are padded to a multiple of the coarsest pixel, and cut again.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        channels: number of image channels, in and out.
+        features: features of each level, finest first; at least two levels. The default has about as many parameters
+            (0.53 M) as a :class:`DnCNN` of 17 layers of 64 (0.56 M), and takes a fifth of its multiply-adds.
+        num_blocks: residual blocks of each level, on the way down and again on the way up.
+        blind: whether the network is not told the noise level.
+
+    Raises:
+        ValueError: for a number out of range.
+
+    Example:
+        >>> denoiser = UNetDenoiser(spatial_dims=2, features=(8, 16))
+        >>> denoiser(torch.zeros(1, 2, 17, 20), noise_level=0.1).shape
+        torch.Size([1, 2, 17, 20])
+
+    Reference:
+        K. Zhang et al., "Plug-and-play image restoration with deep denoiser prior", IEEE Trans. Pattern Anal. Mach.
+        Intell. 44 (2022) 6360-6376 (DRUNet: the same parts, four levels, 32 M parameters; the noise is not subtracted
+        there). On homogeneity: S. Mohan et al., "Robust and interpretable blind image denoising via bias-free
+        convolutional neural networks", ICLR 2020.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int = 2,
+        features: Sequence[int] = (24, 48, 88),
+        num_blocks: int = 2,
+        *,
+        blind: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = check_spatial_dims(spatial_dims)
+        self.channels = check_int("channels", channels)
+        check_int("num_blocks", num_blocks)
+        widths = [check_int("features", width) for width in features]
+        if len(widths) < 2:
+            raise ValueError(f"`features` must have at least two levels; got {tuple(features)}.")
+        self.takes_noise_level = not blind
+        convolution, transposed = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
+
+        def level(width: int) -> nn.Sequential:
+            return nn.Sequential(*(_Block(spatial_dims, width) for _ in range(num_blocks)))
+
+        self.head = convolution(channels + self.takes_noise_level, widths[0], 3, padding=1, bias=False)
+        self.down = nn.ModuleList(map(level, widths[:-1]))
+        self.shrink = nn.ModuleList(
+            convolution(fine, coarse, 2, stride=2, bias=False) for fine, coarse in pairwise(widths)
+        )
+        self.bottom = level(widths[-1])
+        self.grow = nn.ModuleList(
+            transposed(coarse, fine, 2, stride=2, bias=False) for fine, coarse in pairwise(widths)
+        )
+        self.up = nn.ModuleList(map(level, widths[:-1]))
+        self.tail = convolution(widths[0], channels, 3, padding=1, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights: He's normal ones, and small ones where a branch ends, so that it starts as the identity."""
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        for layer in self.modules():
+            if isinstance(layer, _Block):
+                layer.second.weight.mul_(0.1)
+        self.tail.weight.mul_(0.1)
+
+    def forward(self, image: Tensor, noise_level: Tensor | float | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            image: shape ``(B, channels, *space)``, any unit.
+            noise_level: standard deviation of the noise in each channel, in the unit of the image: one number, or one
+                per sample, shape ``(B,)`` or ``(1,)``; None for a blind network.
+
+        Returns:
+            Image of the same shape and unit.
+
+        Raises:
+            ValueError: if the image has another shape, or the noise level is missing, or given to a blind network.
+        """
+        check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
+        if (noise_level is None) == self.takes_noise_level:
+            raise ValueError(
+                "This network must be told the `noise_level` of its input."
+                if self.takes_noise_level
+                else "This network is blind: leave `noise_level` out, or build it with `blind=False`."
+            )
+        x = image
+        if noise_level is not None:
+            level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device)
+            level = level.reshape(-1, 1, *[1] * self.spatial_dims)
+            x = torch.cat((x, level.expand(len(image), 1, *image.shape[2:])), dim=1)
+        x = self.head(self._padded(x))
+        fine = []
+        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+            x = blocks(x)
+            fine.append(x)
+            x = shrink(x)
+        x = self.bottom(x)
+        for index in range(len(self.grow) - 1, -1, -1):
+            x = self.up[index](self.grow[index](x) + fine.pop())
+        noise = self.tail(x)
+        for axis, size in enumerate(image.shape[2:], start=2):
+            noise = noise.narrow(axis, 0, size)
+        return image - noise
+
+    def _padded(self, x: Tensor) -> Tensor:
+        coarsest = 2 ** len(self.shrink)
+        missing = [-size % coarsest for size in x.shape[2:]]
+        return (
+            F.pad(x, [pad for size in reversed(missing) for pad in (0, size)], mode="replicate") if any(missing) else x
+        )
+
+
+class _Block(nn.Module):
+    """``x + W2 relu(W1 x)``."""
+
+    def __init__(self, spatial_dims: int, features: int) -> None:
+        super().__init__()
+        convolution = Conv[Conv.CONV, spatial_dims]
+        self.first = convolution(features, features, 3, padding=1, bias=False)
+        self.second = convolution(features, features, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(x)))
