@@ -22,8 +22,8 @@ class UNetDenoiser(nn.Module):
 
     Each level is a chain of residual blocks (convolution, ReLU, convolution); strided convolutions lead down,
     transposed ones up, and features of the same level are added. No layer has a bias or normalizes, so the map is
-    homogeneous: images may have any unit, and a network trained at some noise levels keeps working at others. The noise
-    level enters as a constant channel. Images of any size are padded to a multiple of the coarsest pixel, and cut again.
+    homogeneous: images may have any unit, and a network trained at some noise levels keeps working at others. Its
+    level enters as a constant channel. Images of any size are padded to a multiple of the coarsest pixel, then cut.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
