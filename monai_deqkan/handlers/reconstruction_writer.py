@@ -176,7 +176,7 @@ class ReconstructionWriter:
                 "relative_residual": float(residual[row]),
                 "status": SolveStatus(int(status[row])).name.lower(),
             }
-            if error is not None:
+            if error is not None and row < len(error.error_bound):  # further solves are of an ensemble
                 solve["certified_factor"] = error.certified_factor
                 solve["error_bound"] = float(error.error_bound[row])
                 solve["estimated_error"] = float(error.estimated_error[row])

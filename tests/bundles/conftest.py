@@ -63,7 +63,16 @@ CASES = {
     ),
     "brain_mri_deq_reconstruction": (
         write_scans,
-        {"num_layers": 2, "features": 4, "num_cg_steps": 2, "rtol": 1e-2, "max_iter": 30, "batch_size": 2},
+        {
+            "form": "contracting",
+            "prior": "ridge",
+            "num_layers": 2,
+            "features": 4,
+            "num_cg_steps": 2,
+            "rtol": 1e-2,
+            "max_iter": 30,
+            "batch_size": 2,
+        },
     ),
 }
 COMMON = {"device": "cpu", "progress": False}
