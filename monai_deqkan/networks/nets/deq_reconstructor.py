@@ -233,9 +233,11 @@ def _prior(
 def _joined(image: Tensor) -> Tensor:
     """Join the images of map sets ``(B, 2, M, *space)``: root sum of squares, phase of the first set."""
     first = image[:, :, 0]
-    magnitude = image.square().sum(dim=(1, 2)).sqrt()[:, None]
-    length = first.square().sum(dim=1, keepdim=True).sqrt()
-    return torch.where(length > 0, first * (magnitude / length.clamp_min(torch.finfo(image.dtype).tiny)), magnitude)
+    power, own = image.square().sum(dim=(1, 2)).unsqueeze(1), first.square().sum(dim=1, keepdim=True)
+    # Square roots of zero are left out, as their gradient is infinite.
+    magnitude = torch.where(power > 0, power.where(power > 0, 1.0).sqrt(), 0.0)
+    real = torch.tensor([1.0, 0.0], dtype=image.dtype, device=image.device).view(2, *[1] * (first.ndim - 2))
+    return magnitude * torch.where(own > 0, first / own.where(own > 0, 1.0).sqrt(), real)
 
 
 def brightness(image: Tensor) -> Tensor:

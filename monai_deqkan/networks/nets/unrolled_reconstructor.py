@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import cast
 
 from torch import Tensor, nn
@@ -69,9 +70,12 @@ class UnrolledReconstructor(Reconstructor):
         """Return the image after the last step."""
         z = inputs[1]
         with frozen_weights(self.cell):
+            # Steps are repeated after this block, in another thread on a GPU: with the weights that are frozen here.
+            frozen = copy_context()
+
+            def step(z: Tensor) -> Tensor:
+                return cast(Tensor, frozen.copy().run(self.cell, z, inputs))
+
             for _ in range(self.num_steps):
-                if self.checkpointing:
-                    z = cast(Tensor, checkpoint(self.cell, z, inputs, use_reentrant=False))
-                else:
-                    z = self.cell(z, inputs)
+                z = checkpoint(step, z, use_reentrant=False) if self.checkpointing else self.cell(z, inputs)
         return z

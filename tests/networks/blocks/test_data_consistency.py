@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from monai_deqkan.networks.blocks import Measurement, gradient_step
+from monai_deqkan.networks.blocks import Measurement, gradient_step, proximal_step
 from monai_deqkan.operators import MRIOperator, equispaced_mask, smooth_coil_maps
 
 
@@ -72,3 +72,51 @@ def test_empty_kspace_does_not_divide_by_zero():
     measurement = Measurement.of(operator, torch.zeros(1, 2, 4, 4, dtype=torch.complex64))
     x = torch.ones(1, 2, 4, 4)
     assert torch.equal(gradient_step(x, measurement, 1.0), x)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5)])
+def test_proximal_step_is_the_minimizer(shape):
+    operator, kspace = scene(shape=shape)
+    measurement = Measurement.of(operator, kspace)
+    x = torch.randn(2, 2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.tensor(0.3, dtype=torch.float64)
+    found = proximal_step(x, measurement, weight, rtol=1e-14, max_iter=200).requires_grad_()
+    misfit = operator(torch.complex(found[:, 0], found[:, 1])) - kspace
+    pull = (weight * measurement.curvature).view(-1, *[1] * (x.ndim - 1)) * (found - x).square()
+    # The gradient of what it minimizes is zero there, and far from zero where it starts.
+    (gradient,) = torch.autograd.grad(0.5 * misfit.abs().square().sum() + 0.5 * pull.sum(), found)
+    assert float(gradient.abs().max()) < 1e-10
+    found = found.detach()
+    assert float((found - x).abs().max()) > 0.1
+    rough = proximal_step(x, measurement, weight, rtol=1e-2, max_iter=200)
+    none = proximal_step(x, measurement, weight, rtol=1e-14, max_iter=1)
+    errors = [float((other - found).norm() / found.norm()) for other in (rough, none)]
+    assert 1e-9 < errors[0] < 0.1
+    assert errors[1] > 1e-3
+
+
+def test_proximal_step_is_firmly_nonexpansive_for_any_weight():
+    operator, kspace = scene()
+    measurement = Measurement.of(operator, kspace)
+    a, b = (torch.randn(2, 2, 10, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    for weight in (1e-3, 1.0, 1e3):
+        moved = [
+            proximal_step(image, measurement, torch.tensor(weight, dtype=torch.float64), rtol=1e-12, max_iter=500)
+            for image in (a, b)
+        ]
+        difference = (moved[0] - moved[1]).flatten(1)
+        inner = (difference * (a - b).flatten(1)).sum(dim=1)
+        assert bool((difference.square().sum(dim=1) <= inner * (1 + 1e-9)).all())
+
+
+def test_memory_of_the_proximal_step_does_not_grow_with_its_iterations():
+    operator, kspace = scene()
+    measurement = Measurement.of(operator, kspace)
+    image = torch.randn(2, 2, 10, 9, dtype=torch.float64).requires_grad_()
+    kept = []
+    for max_iter in (2, 40):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            proximal_step(image, measurement, torch.tensor(0.1), rtol=1e-14, max_iter=max_iter)
+        kept.append(sum(saved))
+    assert kept[0] == kept[1] > 0

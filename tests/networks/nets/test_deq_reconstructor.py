@@ -3,15 +3,22 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from monai_deqkan.adjoints import ImplicitAdjoint, UnrolledAdjoint
+from monai_deqkan.networks import certify
 from monai_deqkan.networks.layers import remove_spectral_norm
 from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, SensitivityNet
+from monai_deqkan.networks.nets.deq_reconstructor import _joined
 from monai_deqkan.operators import equispaced_mask, espirit_maps, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 from monai_deqkan.variational import cg_sense
 
 TIGHT = AndersonSolver(rtol=1e-11, max_iter=400, on_failure="ignore")
+
+
+FORMS = ("contracting", "cg", "prox", "grad")
+SHAPES = ((24, 20), (13, 15), (8, 9, 10))
 
 
 def small(spatial_dims=2, **settings):
@@ -33,6 +40,26 @@ def scene(shape=(24, 20), coils=4, batch=2, full=False, dtype=torch.complex64):
         mask = equispaced_mask(shape[-1], 2, 0.3, generator=generator)
     mask = mask.view(*[1] * (len(shape) + 1), -1)
     return simulate_kspace(image, maps) * mask, mask, maps[None], image
+
+
+class Smoothing(nn.Module):
+    """A linear denoiser that shrinks by 0.9 at least, blind to the unit, with something to learn."""
+
+    def __init__(self, spatial_dims):
+        super().__init__()
+        self.mix = nn.Parameter(torch.tensor(0.6))
+        self.axes = range(2, 2 + spatial_dims)
+
+    def forward(self, image):
+        neighbours = sum(image.roll(1, axis) + image.roll(-1, axis) for axis in self.axes) / (2 * len(self.axes))
+        return 0.9 * (self.mix * image + (1 - self.mix) * neighbours)
+
+
+def formed(form, spatial_dims=2, **settings):
+    """Return a network of each form that has an equilibrium."""
+    prior = "ridge" if form == "contracting" else Smoothing(spatial_dims)
+    sizes = {} if form == "contracting" else {"num_layers": None, "features": None}
+    return small(spatial_dims, prior=prior, form=form, **{**sizes, **settings})
 
 
 def distance(a, b):
@@ -237,9 +264,125 @@ def test_wrong_arguments_are_named():
         network(kspace, mask[0])
     with pytest.raises(ValueError, match="maps"):
         network(kspace, mask, maps[:, :3])
-    with pytest.raises(ValueError, match=r"`prior` must be one of ridge, dncnn; got 'ridg'. Did you mean 'ridge'"):
+    with pytest.raises(
+        ValueError, match=r"`prior` must be one of ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'"
+    ):
         small(prior="ridg")
     with pytest.raises(ValueError, match="leave them out with a module"):
         small(prior=DnCNN(2, 2, 2, 2, 4, residual=False, spectral_norm="certified"))
     with pytest.raises(ValueError, match="`num_cg_steps`"):
         small(num_cg_steps=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_solved_per_sample_on_images_and_volumes(form, shape):
+    network, (kspace, mask, maps, _) = formed(form, len(shape)), scene(shape)
+    masks = torch.cat((mask, scene(shape, full=True)[1]))
+    calls = []
+    network.equilibrium.register_forward_hook(lambda module, args, output: calls.append((args[0], output)))
+    with torch.no_grad(), SolveRecorder() as recorder:
+        together = network(kspace * masks, masks, maps)
+        (inputs, z) = calls[0]
+        fz = network.equilibrium.cell(z, inputs)
+        assert (fz - z).flatten(1).norm(dim=1).div(fz.flatten(1).norm(dim=1)).max().item() <= 2e-5
+        assert bool(recorder.converged("forward").all())
+        assert distance(z, inputs[1]) > 1e-3
+        for row in range(2):
+            alone = network((kspace * masks)[row : row + 1], masks[row : row + 1], maps)
+            assert distance(alone, together[row : row + 1]) < 2e-4
+        assert distance(network(1e4 * kspace * masks, masks, maps), 1e4 * together) < 2e-4
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4)])
+@pytest.mark.parametrize("form", ["cg", "prox", "grad"])
+def test_implicit_gradient_of_the_other_forms_equals_the_unrolled_one(form, shape):
+    kspace, mask, maps, _ = scene(shape, 2, dtype=torch.complex128)
+    weight = torch.randn(2, 2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solver, gradients = AndersonSolver(rtol=1e-9, max_iter=200), []
+    for adjoint in (ImplicitAdjoint(solver=solver), UnrolledAdjoint()):
+        network = formed(form, len(shape), solver=solver, adjoint=adjoint, num_cg_steps=1).double()
+        if form == "cg":
+            network.equilibrium.cell.cg_rtol, network.equilibrium.cell.cg_max_iter = 1e-11, 100
+        (network(kspace, mask, maps) * weight).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, implicit in gradients[0].items():
+        assert torch.isfinite(implicit).all(), name
+        assert torch.allclose(implicit, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("prior", ["ridge", "dncnn", "unet"])
+@pytest.mark.parametrize("form", ["cg", "prox", "grad"])
+def test_gradients_reach_every_parameter_of_every_prior(form, prior):
+    sizes = {"num_layers": 1, "features": (4, 6)} if prior == "unet" else {"num_layers": 2, "features": 4}
+    solver = AndersonSolver(rtol=1e-2, max_iter=8, on_failure="ignore")
+    network = small(prior=prior, form=form, num_cg_steps=1, solver=solver, adjoint=("phantom", {}), **sizes)
+    kspace, mask, maps, image = scene()
+    kspace = kspace + 0.05 * torch.randn(kspace.shape, dtype=kspace.dtype) * mask
+    (magnitude(network(kspace, mask, maps)) - image.abs()).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_map_sets_are_joined_by_root_sum_of_squares(form):
+    network, (kspace, mask, maps, _) = formed(form), scene()
+    with torch.no_grad():
+        empty = torch.stack((maps, torch.zeros_like(maps)), dim=1)
+        assert distance(network(kspace, mask, empty), network(kspace, mask, maps)) < 1e-3
+        halves = torch.stack((0.6 * maps, 0.8j * maps), dim=1)
+        calls = []
+        network.equilibrium.register_forward_hook(lambda module, args, output: calls.append(output))
+        joined, both = network(kspace, mask, halves), calls[0]
+        ratio = (magnitude(joined) / both.square().sum(dim=(1, 2)).sqrt()).flatten(1)  # the brightness
+        assert float((ratio.std(dim=1) / ratio.mean(dim=1)).max()) < 1e-5
+        product = torch.complex(*joined.unbind(1)) * torch.complex(*both[:, :, 0].unbind(1)).conj()
+        assert float(product.imag.abs().max() / product.abs().max()) < 1e-5
+        assert float(product.real.min()) >= 0
+
+
+def test_joined_map_sets_where_some_or_all_of_them_are_zero():
+    images = torch.zeros(1, 2, 2, 3, 3)
+    images[..., 0, 0] = 1.0
+    images[:, 1, 1, 0, 1] = 3.0  # nothing in the first set: no phase to take
+    images.requires_grad_()
+    joined = _joined(images)
+    expected = torch.zeros(1, 2, 3, 3)
+    expected[..., 0, 0] = 2**0.5
+    expected[:, 0, 0, 1] = 3.0
+    torch.testing.assert_close(joined, expected)
+    joined.sum().backward()
+    assert bool(torch.isfinite(images.grad).all())
+    assert float(images.grad[..., 0, 0].abs().max()) > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_in_double_precision_and_reloaded(form, tmp_path):
+    network, (kspace, mask, maps, _) = formed(form), scene()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+        single = network(kspace, mask, maps)
+        torch.save(network.state_dict(), tmp_path / "network.pt")
+        other = formed(form)
+        assert distance(other(kspace, mask, maps), single) > 1e-4
+        other.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
+        assert torch.equal(other(kspace, mask, maps), single)
+        double = network.double()(kspace.to(torch.complex128), mask, maps.to(torch.complex128))
+    assert double.dtype == torch.float64
+    assert distance(single, double) < 3e-4
+
+
+def test_certified_conjugate_gradients_contract_and_say_so():
+    network, (kspace, mask, maps, _) = small(form="cg", contraction=0.9), scene()
+    certificate = certify(network, kspace, mask, maps)
+    assert certificate.is_certified
+    assert certificate.factor <= 0.9
+    assert certificate.largest_observed <= certificate.factor
+    with pytest.raises(ValueError, match="prior with a certified Lipschitz constant"):
+        small(form="cg", contraction=0.9, prior="unet", features=(4, 6))
+    with pytest.raises(ValueError, match="'prox' has no certificate"):
+        small(form="prox", contraction=0.9)
+    with pytest.raises(ValueError, match=r"`form` must be one of .*Did you mean 'prox'"):
+        small(form="proxx")
