@@ -7,6 +7,7 @@ import torch
 from monai.data import DataLoader
 
 from monai_deqkan.data import KspaceSliceDataset, collate_kspace, parse_slices, write_kspace
+from monai_deqkan.operators import MRIOperator
 
 
 def kspace(slices=3, coils=2, rows=6, columns=5, seed=0):
@@ -98,4 +99,17 @@ def test_batches_hold_one_size_or_say_what_to_do():
     assert collate_kspace(items)["kspace"].shape == (2, 2, 4, 4)
     items[1]["kspace"] = torch.zeros(3, 4, 4)
     with pytest.raises(ValueError, match=r"\(2, 4, 4\), \(3, 4, 4\)\. Take batch_size 1"):
+        collate_kspace(items)
+
+
+def test_coils_of_zeros_change_no_image():
+    items = [{"kspace": kspace(1, coils)[0], "sensitivity_maps": kspace(1, coils, seed=1)[0]} for coils in (3, 1)]
+    batch = collate_kspace([items[0], [items[1]]], pad_coils=True)
+    mask = torch.ones(2, 1, 1, 5)
+    images = MRIOperator(mask, batch["sensitivity_maps"]).adjoint(batch["kspace"])
+    for image, item in zip(images, items, strict=True):
+        alone = MRIOperator(mask[:1], item["sensitivity_maps"][None]).adjoint(item["kspace"][None])
+        torch.testing.assert_close(image, alone[0])
+    assert batch["kspace"].shape == (2, 3, 6, 5)
+    with pytest.raises(ValueError, match="number of coils"):
         collate_kspace(items)

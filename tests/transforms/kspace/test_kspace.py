@@ -306,3 +306,17 @@ def test_training_chain_is_consistent(tmp_path):
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(simulated())
+
+
+def test_several_patterns_are_drawn_from():
+    kspace = torch.ones(1, 4, 64, dtype=torch.complex64)
+    transform = UndersampleKspace(4, 0.1, pattern=("random", "equispaced")).set_random_state(0)
+    masks = [transform(kspace)[1][0, 0] for _ in range(40)]
+    gaps = [mask[:24].nonzero()[:, 0].diff() for mask in masks]
+    equal = sum(bool((gap == gap[0]).all()) for gap in gaps if len(gap) > 2)
+    assert 8 < equal < 32
+    alone = [UndersampleKspace(4, 0.1, pattern=pattern)(kspace, seed=2)[1] for pattern in ("random", ["random"])]
+    assert torch.equal(*alone)
+    for bad in (("random", "spiral"), ()):
+        with pytest.raises(ValueError, match="pattern"):
+            UndersampleKspace(pattern=bad)

@@ -67,3 +67,23 @@ def test_draws_differ_unless_seeded_or_tied_to_the_item():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numbers_of_coils_are_drawn_and_one_of_them_changes_nothing():
+    simulate = SimulateKspace((1, 3, 6), snr_db=30).set_random_state(0)
+    counts = {len(simulate(image(8, 8))) for _ in range(30)}
+    assert counts == {1, 3, 6}
+    assert torch.equal(SimulateKspace([4])(image(8, 8), seed=5), SimulateKspace(4)(image(8, 8), seed=5))
+    with pytest.raises(ValueError, match="num_coils"):
+        SimulateKspace(())
+
+
+def test_the_same_kspace_without_noise_is_kept_by_choice():
+    item = {"image": image(8, 6), "source": "a.png", "slice": 0}
+    noisy = SimulateKspaced(num_coils=2, snr_db=10, clean_key="clean", item_seed=0)(item)
+    power, noise = noisy["clean"].abs().square().mean(), (noisy["kspace"] - noisy["clean"]).abs().square().mean()
+    assert float(10 * torch.log10(power / noise)) == pytest.approx(10, abs=2)
+    rss = FourierOperator(2).adjoint(noisy["clean"]).abs().square().sum(0, keepdim=True).sqrt()
+    torch.testing.assert_close(rss, image(8, 6), rtol=1e-4, atol=1e-5)
+    quiet = SimulateKspaced(num_coils=2, clean_key="clean", item_seed=0)(item)
+    assert torch.equal(quiet["kspace"], quiet["clean"])
