@@ -28,14 +28,10 @@ NO_TOLERANCE = 1e-12
 
 
 def run(options: argparse.Namespace, form: str, seed: int) -> list[dict[str, Any]]:
-    weights = dict(part.split("=", 1) for part in options.weights)
-    if unknown := set(weights) - set(FORMS):
-        raise SystemExit(
-            f"--weights names forms that there are not: {', '.join(sorted(unknown))}. Forms: {', '.join(FORMS)}."
-        )
+    weights = dict(options.weights)
     common: dict[str, Any] = {}
     if form in weights:
-        network = load_network(Path(weights[form]), options.device)
+        network = load_network(weights[form], options.device)
     else:
         network, _, common = train_equilibrium(form, options, seed)
     rows = []
@@ -54,10 +50,17 @@ def run(options: argparse.Namespace, form: str, seed: int) -> list[dict[str, Any
     return rows
 
 
+def _named(text: str) -> tuple[str, Path]:
+    form, _, path = text.partition("=")
+    if form not in FORMS or not path:
+        raise argparse.ArgumentTypeError(f"expected FORM=PATH with a form of {', '.join(FORMS)}; got {text!r}")
+    return form, Path(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
-    parser.add_argument("--weights", nargs="+", default=[], metavar="FORM=PATH", help="trained bundles by form")
+    parser.add_argument("--weights", nargs="+", type=_named, default=[], metavar="FORM=PATH", help="trained bundles")
     values = {
         "PSNR (dB)": ("psnr", ".2f"),
         "SSIM": ("ssim", ".4f"),

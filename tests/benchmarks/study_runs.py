@@ -57,11 +57,12 @@ def run_study(study: Study, parser: argparse.ArgumentParser) -> None:
     torch.set_num_threads(options.threads)
     options.results.mkdir(parents=True, exist_ok=True)
     settings = _settings(options)
+    for path in sorted(options.results.glob("*.json")):
+        _check_settings(path, settings)
     for seed in options.seeds:
         for cell in options.only or study.cells:
             path = _path(options, cell, seed)
             if path.exists():
-                _check_settings(path, settings)
                 continue
             try:
                 rows = study.run(options, cell, seed)
@@ -128,7 +129,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    known = json.loads(path.read_text())["settings"]
+    known = json.loads(path.read_text()).get("settings", {})
     if known != settings:
         differing = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
         raise SystemExit(
