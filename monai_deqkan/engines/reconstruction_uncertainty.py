@@ -295,7 +295,10 @@ def calibrate_spread(
     shown = {name: curve for name, curve in curves.items() if not name.startswith("validation, times")}
     plot_spread_calibration(shown, title="Share of pixels within k spreads").savefig(files[1], dpi=100)
     image, spread, error = example
-    plot_spread_map(image, factor * spread, error).savefig(files[2], dpi=100)
+    maps = plot_spread_map(
+        image, factor * spread, error, title="First test slice, its spread times the factor, its error"
+    )
+    maps.savefig(files[2], dpi=100)
     files[0].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _log_calibration(record["factor"], curves)
     return record
