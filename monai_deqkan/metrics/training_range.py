@@ -67,8 +67,9 @@ def kspace_statistics(kspace: Tensor, mask: Tensor | None = None) -> dict[str, f
         mask: where it was measured, ``(1, H or 1, W)``; None infers it.
 
     Returns:
-        ``coils``, ``rows``, ``columns``, ``acceleration`` (samples per measured one) and ``noise_level`` (root mean
-        square over coils of :func:`~monai_deqkan.operators.estimate_noise_level`, in the unit of ``kspace``).
+        ``coils``, ``rows``, ``columns``, ``acceleration`` (samples per measured one) and ``log_noise_level`` (decimal
+        logarithm of the root mean square over coils of :func:`~monai_deqkan.operators.estimate_noise_level`, in the
+        unit of ``kspace``; at least -12).
 
     Example:
         >>> kspace_statistics(torch.ones(2, 4, 6, dtype=torch.complex64))["acceleration"]
@@ -77,12 +78,15 @@ def kspace_statistics(kspace: Tensor, mask: Tensor | None = None) -> dict[str, f
     data = check_tensor("kspace", kspace).as_subclass(Tensor)[None]
     measured = infer_mask(data) if mask is None else torch.as_tensor(mask).as_subclass(Tensor)[None] != 0
     coils, rows, columns = (float(size) for size in data.shape[1:])
+    level = float(estimate_noise_level(data, measured).square().mean().sqrt())
     return {
         "coils": coils,
         "rows": rows,
         "columns": columns,
         "acceleration": 1.0 / float(measured.float().mean()),
-        "noise_level": float(estimate_noise_level(data, measured).square().mean().sqrt()),
+        "log_noise_level": float(
+            np.log10(max(float(estimate_noise_level(data, measured).square().mean().sqrt()), 1e-12))
+        ),
     }
 
 

@@ -179,7 +179,7 @@ def test_a_third_channel_is_written_as_spread(tmp_path):
 
 
 def test_data_unlike_those_of_the_training_are_named(tmp_path, caplog):
-    ranges = {"coils": [4, 8], "rows": [6, 6], "acceleration": [1.5, 4.5], "noise_level": [0.0, 10.0]}
+    ranges = {"coils": [4, 8], "rows": [6, 6], "acceleration": [1.5, 4.5], "log_noise_level": [-1.0, 1.0]}
     kspace = torch.ones(2, 6, 4, dtype=torch.complex64)
     rows = run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)], kspace=kspace, training_ranges=ranges)
     assert rows[0]["unlike_training"] == "coils acceleration"

@@ -5,7 +5,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_deqkan.handlers import MaskTable, TrainingRangeWriter
-from monai_deqkan.metrics import image_statistics
+from monai_deqkan.metrics import image_statistics, kspace_statistics, outside_training
 
 
 class Fake:
@@ -49,6 +49,20 @@ def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_pa
     rows = json.loads((tmp_path / "out" / "masks.json").read_text())["images"]
     assert [bool(row["unlike_training"]) for row in rows] == [False, True]
     assert "1 of 2 images are unlike the training images" in caplog.text
+
+
+def test_ranges_of_kspace(tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    items = [{"kspace": torch.ones(coils, 8, 8, dtype=torch.complex64)} for coils in (4, 8) for _ in range(15)]
+    trainer = Fake(None)
+    TrainingRangeWriter(tmp_path, items, describe=lambda item: kspace_statistics(item["kspace"])).attach(trainer)
+    trainer.run()
+    ranges = json.loads((tmp_path / "model.json").read_text())["training_ranges"]
+    assert outside_training(kspace_statistics(items[0]["kspace"]), ranges) == []
+    assert outside_training(kspace_statistics(torch.ones(1, 8, 9, dtype=torch.complex64)), ranges) == [
+        "coils",
+        "columns",
+    ]
 
 
 def test_few_images_have_no_ranges(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_deqkan.metrics import image_statistics, outside_training, training_ranges
+from monai_deqkan.metrics import image_statistics, kspace_statistics, outside_training, training_ranges
 
 
 def test_statistics_by_hand():
@@ -49,3 +49,17 @@ def test_unknown_statistics_are_passed_over_and_equal_ones_have_some_slack():
 def test_no_image():
     with pytest.raises(ValueError, match="at least one training image"):
         training_ranges([])
+
+
+def test_statistics_of_kspace_are_its_sizes_and_its_noise():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 64, 60, dtype=torch.complex64, generator=generator)
+    levels = torch.tensor([0.3, 0.4]).view(2, 1, 1)
+    mask = (torch.arange(60) % 3 == 0).view(1, 1, 60)
+    # E|n|^2 = 1: the root mean square over both coils' levels of one part.
+    found = kspace_statistics(2**0.5 * levels * noise * mask, mask)
+    assert {name: found[name] for name in ("coils", "rows", "columns")} == {"coils": 2, "rows": 64, "columns": 60}
+    assert found["acceleration"] == pytest.approx(3)
+    assert 10 ** found["log_noise_level"] == pytest.approx((0.5 * (0.09 + 0.16)) ** 0.5, rel=0.1)
+    assert kspace_statistics(2**0.5 * levels * noise * mask)["acceleration"] == pytest.approx(3)  # inferred
+    assert kspace_statistics(torch.ones(1, 4, 4) * (torch.arange(4) < 0) + 0j, mask[..., :4])["log_noise_level"] == -12
