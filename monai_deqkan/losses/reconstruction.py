@@ -14,6 +14,7 @@ from monai_deqkan._checks import check_choice, check_range, check_tensor, did_yo
 from monai_deqkan._complex import channels_to_complex
 from monai_deqkan.losses.perpendicular import perpendicular_distance
 from monai_deqkan.operators import FourierOperator
+from monai_deqkan.solvers.solution import at_least_float32
 
 __all__ = ["ReconstructionLoss"]
 
@@ -83,17 +84,18 @@ class ReconstructionLoss(nn.Module):
                 "`prediction` and `target` must have one shape; got "
                 f"{tuple(prediction.shape)} and {tuple(target.shape)}."
             )
-        images = tuple(
-            x if x.is_complex() else channels_to_complex(x.as_subclass(Tensor)) for x in (prediction, target)
-        )
+        plain = (at_least_float32(x.as_subclass(Tensor)) for x in (prediction, target))
+        images = tuple(x if x.is_complex() else channels_to_complex(x) for x in plain)
         first, second = images
         if self.domain == "kspace":
             transform = FourierOperator(first.ndim - 1)
             first, second = transform(first), transform(second)
         total = torch.zeros((), dtype=first.real.dtype, device=first.device)
-        for name, weight in self.weights.items():
-            term = _ssim_loss(*images) if name == "ssim" else self._term(name, first, second)
-            total = total + weight * term
+        # Trainers call losses under autocast: the variances of SSIM are differences that half precision loses.
+        with torch.autocast(first.device.type, enabled=False):
+            for name, weight in self.weights.items():
+                term = _ssim_loss(*images) if name == "ssim" else self._term(name, first, second)
+                total = total + weight * term
         return total
 
     def _term(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:

@@ -79,3 +79,14 @@ def test_bad_settings_are_refused(settings, error, message):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one shape"):
         ReconstructionLoss()(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 7))
+
+
+def test_half_precision_of_a_trainer_does_not_reach_the_loss():
+    images = [torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    loss = ReconstructionLoss(dict.fromkeys(ReconstructionLoss.terms, 1.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(*images)
+    assert torch.equal(found, loss(*images))
+    half = loss(images[0].half(), images[1])
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, found, rtol=1e-2, atol=0)
