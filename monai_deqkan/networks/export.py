@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_range
-from monai_deqkan.networks.blocks.deq_cell import ReconstructionCell
 from monai_deqkan.networks.blocks.mri_export import (
+    ConjugateGradientCellForm,
+    GradientCellForm,
+    ProximalCellForm,
     ReconstructionCellForm,
     center_maps,
     cg_start,
@@ -22,12 +24,14 @@ from monai_deqkan.networks.blocks.mri_export import (
     inferred_mask,
     spectrum_mask,
 )
+from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
 from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor, brightness
 from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier, pool_space
+from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
 from monai_deqkan.solvers import solve_budget
 
 __all__ = ["export_error", "prepare_for_export"]
@@ -48,8 +52,10 @@ def prepare_for_export(
     weights. Samples end on their own; a batch takes as many steps as its slowest sample. It cannot warn about a solve
     that failed, and checks shapes but not values: have it return the residual, and look at it.
 
-    Besides the networks of this package it takes any whose :class:`~monai_deqkan.networks.layers.DEQLayer` are called
-    with one tensor; the rest of such a network must be exportable by itself.
+    Every form of a reconstructor is taken, with a prior of one's own if that can be exported itself; conjugate
+    gradients are unrolled to their most iterations. Besides the networks of this package it takes any whose
+    :class:`~monai_deqkan.networks.layers.DEQLayer` are called with one tensor; the rest of such a network must be
+    exportable by itself.
 
     Args:
         network: :class:`~monai_deqkan.networks.nets.DEQKANClassifier`,
@@ -227,18 +233,74 @@ class _Ridge(nn.Module):
         return image
 
 
+class _UNet(nn.Module):
+    """A `UNetDenoiser` that is told one noise level; padded by indices, which exporters know for any size."""
+
+    def __init__(self, denoiser: UNetDenoiser, noise_level: float) -> None:
+        super().__init__()
+        self.noise_level, self.told = noise_level, denoiser.takes_noise_level
+        self.head, self.bottom, self.tail = denoiser.head, denoiser.bottom, denoiser.tail
+        self.down, self.shrink = denoiser.down, denoiser.shrink
+        self.grow, self.up = nn.ModuleList(list(denoiser.grow)[::-1]), nn.ModuleList(list(denoiser.up)[::-1])
+        self.coarsest = 2 ** len(denoiser.shrink)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image
+        if self.told:
+            x = torch.cat((x, torch.full_like(x[:, :1], self.noise_level)), dim=1)
+        for axis in range(2, x.dim()):
+            size = x.shape[axis]
+            padded = (size + self.coarsest - 1) // self.coarsest * self.coarsest
+            x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
+        x = self.head(x)
+        fine: list[Tensor] = []
+        for blocks, shrink in zip(self.down, self.shrink):  # noqa: B905, TorchScript
+            x = blocks(x)
+            fine.append(x)
+            x = shrink(x)
+        x = self.bottom(x)
+        for blocks, grow in zip(self.up, self.grow):  # noqa: B905, TorchScript
+            x = blocks(grow(x) + fine.pop())
+        x = self.tail(x)
+        for axis in range(2, x.dim()):
+            x = x.narrow(axis, 0, image.shape[axis])
+        return image - x
+
+
+def _exportable_prior(prior: Any, noise_level: Tensor | None) -> nn.Module:
+    if isinstance(prior, UNetDenoiser):
+        return _UNet(prior, 0.0 if noise_level is None else float(noise_level))
+    if noise_level is not None:
+        raise TypeError(
+            f"`prepare_for_export` cannot tell a {type(prior).__name__} its noise level. Export a network with a "
+            "UNetDenoiser, or a prior that is not told the level."
+        )
+    return _Ridge(prior) if isinstance(prior, ConvexRidgeDenoiser) else prior
+
+
 class _Reconstructor(nn.Module):
     def __init__(self, plain: DEQReconstructor, network: nn.Module, settings: dict[str, Any]) -> None:
         super().__init__()
         # The numbers are those of the normalized prior: a bound of its plain weights may differ by rounding.
-        cell = network.get_submodule("equilibrium.cell")
-        if not isinstance(cell, ReconstructionCell):
-            raise TypeError(f"The network's cell must be a ReconstructionCell; got {type(cell).__name__}.")
+        cell: Any = network.get_submodule("equilibrium.cell")
         self.spatial_dims, self.num_cg_steps = plain.spatial_dims, plain.num_cg_steps
-        self.step_size = float(cell.step_size)
         prior: Any = plain.get_submodule("equilibrium.cell.prior")
-        prior = _Ridge(prior) if isinstance(prior, ConvexRidgeDenoiser) else prior
-        form = ReconstructionCellForm(prior, float(cell.relaxation), float(cell.weight), self.spatial_dims)
+        prior = _exportable_prior(prior, getattr(cell, "noise_level", None))
+        # What the cell takes of the curvature: its part, or as many times it.
+        self.divides = not isinstance(cell, ConjugateGradientCell)
+        self.step_size = float(cell.step_size if self.divides else cell.weight)
+        form: nn.Module
+        if isinstance(cell, ConjugateGradientCell):
+            tolerance = max(cell.cg_rtol, 10 * torch.finfo(cell.raw_weight.dtype).eps)
+            form = ConjugateGradientCellForm(
+                prior, float(cell.step_weight), tolerance, cell.cg_max_iter, self.spatial_dims
+            )
+        elif isinstance(cell, ProximalCell):
+            form = ProximalCellForm(prior, float(cell.relaxation), self.spatial_dims)
+        elif isinstance(cell, GradientCell):
+            form = GradientCellForm(prior, float(cell.step_size * cell.weight), self.spatial_dims)
+        else:
+            form = ReconstructionCellForm(prior, float(cell.relaxation), float(cell.weight), self.spatial_dims)
         self.loop = EquilibriumLoop(form, **settings)
 
     def solve(self, kspace: Tensor, mask: Tensor | None, sensitivity_maps: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -262,7 +324,8 @@ class _Reconstructor(nn.Module):
         reference = cg_start(b, maps, spectrum, dims, self.num_cg_steps).movedim(-1, 1)
         unit = brightness(reference)
         curvature = maps.square().sum(dim=-1).sum(dim=1).flatten(1).amax(dim=1).clamp_min(1e-38)
-        data = [maps, spectrum, b / unit.movedim(1, -1), self.step_size / curvature, reference / unit]
+        scale = self.step_size / curvature if self.divides else self.step_size * curvature
+        data = [maps, spectrum, b / unit.movedim(1, -1), scale, reference / unit]
         z, residual = self.loop(data[4], data)
         return z * unit, residual
 

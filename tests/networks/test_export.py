@@ -8,7 +8,7 @@ from monai_deqkan.networks import export_error, prepare_for_export
 from monai_deqkan.networks.blocks import KANCell
 from monai_deqkan.networks.layers import DEQLayer, certified_spectral_norm
 from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
-from monai_deqkan.networks.nets import DEQKANClassifier, DEQReconstructor, DnCNN
+from monai_deqkan.networks.nets import DEQKANClassifier, DEQReconstructor, DnCNN, UNetDenoiser
 from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import ConvergenceError
 
@@ -100,6 +100,69 @@ def test_onnx_and_torch_export_agree_on_two_sizes(name, dims, tmp_path):
     for exported in (program.module(), onnx_runner(onnx, tmp_path / "model.onnx")):
         for inputs in (small, large):
             assert_solved_and_equal(network, exported, *inputs)
+
+
+class Mixing(nn.Module):
+    """A linear denoiser that shrinks."""
+
+    def forward(self, image):
+        return 0.45 * (image + image.roll(1, -1))
+
+
+def formed(form, dims, prior):
+    """Return a network that converges: the U-Net's branch shrinks the image, as one that was trained does noise."""
+    torch.manual_seed(0)
+    if prior == "unet":
+        prior = UNetDenoiser(dims, features=(4, 6, 8), num_blocks=1)
+        with torch.no_grad():
+            for layer in (prior.head, prior.tail):
+                nn.init.dirac_(layer.weight)
+            prior.head.weight[2, 2] = 0.02
+            prior.tail.weight.mul_(0.05)
+    return DEQReconstructor(dims, Mixing() if prior == "mixing" else prior, form=form, num_cg_steps=3).eval()
+
+
+SLOW_CG = pytest.param("cg", "mixing", marks=pytest.mark.slow)
+FORMED = [("cg", "unet"), ("prox", "unet"), ("grad", "mixing"), SLOW_CG]
+EXPORTED = [pytest.param(form, "unet", marks=pytest.mark.slow) for form in ("cg", "prox")] + FORMED[2:]
+
+
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("form", "prior"), FORMED)
+def test_scripted_forms_without_a_certificate_agree(form, prior, dims):
+    network = formed(form, dims, prior)
+    if form == "cg":  # as far as float32 goes, so that equilibria can be compared
+        network.equilibrium.cell.cg_rtol, network.equilibrium.cell.cg_max_iter = 1e-6, 20
+    scripted = torch.jit.script(prepare_for_export(network, rtol=1e-5, return_residual=True))
+    for shape in KSPACE_SIZES[dims]:
+        inputs = scene(shape)
+        image, residual = scripted(*inputs)
+        assert float(residual.max()) <= 1e-5
+        assert export_error(network, scripted, *inputs, rtol=1e-5) < 2e-3
+        assert bool(torch.isfinite(image).all())
+
+
+@pytest.mark.parametrize(("form", "prior"), EXPORTED)
+def test_torch_export_of_forms_without_a_certificate_agrees(form, prior):
+    network = formed(form, 2, prior)
+    inputs = scene(KSPACE_SIZES[2][0])[:1]
+    if form == "cg":
+        network.equilibrium.cell.cg_rtol, network.equilibrium.cell.cg_max_iter = 1e-6, 20
+    program = torch.export.export(prepare_for_export(network, rtol=1e-5), inputs)
+    assert export_error(network, program.module(), *inputs, rtol=1e-5) < 2e-3
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (7, 9), (5, 6, 7)])
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_u_net_prior_in_its_exported_form(shape, blind):
+    torch.manual_seed(0)
+    prior = UNetDenoiser(len(shape), features=(4, 6, 8), num_blocks=2, blind=blind)
+    network = DEQReconstructor(len(shape), prior, form="cg")
+    form = torch.jit.script(prepare_for_export(network).loop.cell.prior)
+    x = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = prior(x) if blind else prior(x, network.equilibrium.cell.noise_level)
+        torch.testing.assert_close(form(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

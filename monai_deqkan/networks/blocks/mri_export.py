@@ -8,7 +8,19 @@ Complex numbers are a last axis of two throughout, as exporters know few complex
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ReconstructionCellForm", "center_maps", "cg_start", "combine", "inferred_mask", "normal", "spectrum_mask"]
+__all__ = [
+    "ConjugateGradientCellForm",
+    "GradientCellForm",
+    "ProximalCellForm",
+    "ReconstructionCellForm",
+    "center_maps",
+    "cg_start",
+    "coil_images",
+    "combine",
+    "inferred_mask",
+    "normal",
+    "spectrum_mask",
+]
 
 
 def fourier(x: Tensor, spatial_dims: int, inverse: bool) -> Tensor:
@@ -125,17 +137,25 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cg_start(b: Tensor, maps: Tensor, spectrum: Tensor, spatial_dims: int, num_steps: int) -> Tensor:
-    """Do the steps of :func:`~monai_deqkan.variational.cg_sense` on ``A^H A x = b``, ``(B, *space, 2)``.
+    """Do the steps of :func:`~monai_deqkan.variational.cg_sense` on ``A^H A x = b``, ``(B, *space, 2)``."""
+    return cg_solve(b, maps, spectrum, spatial_dims, torch.zeros_like(b[:, :1]).flatten(1)[:, 0], num_steps, 1e-6)
 
-    Of the iterates the one of the smallest residual is returned, as there.
+
+def cg_solve(
+    b: Tensor, maps: Tensor, spectrum: Tensor, spatial_dims: int, shift: Tensor, num_steps: int, rtol: float
+) -> Tensor:
+    """Do conjugate gradient steps on ``(A^H A + shift) x = b``, ``(B, *space, 2)``, with a shift ``(B or 1,)``.
+
+    Of the iterates the one of the smallest residual is returned, as by :func:`~monai_deqkan.solvers.solve_linear`; a
+    sample whose residual has fallen to ``rtol`` takes no more steps.
     """
     wide = [-1] + [1] * (b.dim() - 1)
     x, best_x, residual, direction = torch.zeros_like(b), torch.zeros_like(b), b, b
     start = _dot(b, b)
     squared, best = start, start
     for _ in range(num_steps):
-        runs = squared > 1e-12 * start
-        image = normal(direction, maps, spectrum, spatial_dims)
+        runs = squared > rtol * rtol * start
+        image = normal(direction, maps, spectrum, spatial_dims) + shift.view(wide) * direction
         alpha = _ratio(squared, _dot(direction, image)) * runs
         x = x + alpha.to(b.dtype).view(wide) * direction
         residual = residual - alpha.to(b.dtype).view(wide) * image
@@ -178,3 +198,83 @@ class ReconstructionCellForm(nn.Module):
         v = z - scale.view(wide) * gradient.movedim(-1, 1)
         step = v + self.relaxation * (self.prior(v) - v)
         return reference + self.weight * (step - reference)
+
+
+class ProximalCellForm(nn.Module):
+    """A :class:`~monai_deqkan.networks.blocks.ProximalCell` in real arithmetic; arguments as for the form above.
+
+    Args:
+        prior: the prior, scriptable, with its noise level inside.
+        relaxation: value of the cell's relaxation.
+        spatial_dims: number of spatial dimensions.
+    """
+
+    def __init__(self, prior: nn.Module, relaxation: float, spatial_dims: int) -> None:
+        super().__init__()
+        self.prior = prior
+        self.relaxation = relaxation
+        self.spatial_dims = spatial_dims
+
+    def forward(self, z: Tensor, data: list[Tensor]) -> Tensor:
+        """Return the next image; arguments as in :meth:`ReconstructionCellForm.forward`."""
+        maps, spectrum, back_projection, scale, _ = data
+        gradient = normal(z.movedim(1, -1), maps, spectrum, self.spatial_dims) - back_projection
+        wide = [-1] + [1] * (z.dim() - 1)
+        return z + self.relaxation * (self.prior(z - scale.view(wide) * gradient.movedim(-1, 1)) - z)
+
+
+class GradientCellForm(nn.Module):
+    """A :class:`~monai_deqkan.networks.blocks.GradientCell` in real arithmetic.
+
+    Args:
+        prior: the prior, scriptable, with its noise level inside.
+        pull: value of the cell's step size times its weight.
+        spatial_dims: number of spatial dimensions.
+    """
+
+    def __init__(self, prior: nn.Module, pull: float, spatial_dims: int) -> None:
+        super().__init__()
+        self.prior = prior
+        self.pull = pull
+        self.spatial_dims = spatial_dims
+
+    def forward(self, z: Tensor, data: list[Tensor]) -> Tensor:
+        """Return the next image; arguments as in :meth:`ReconstructionCellForm.forward`."""
+        maps, spectrum, back_projection, scale, _ = data
+        gradient = normal(z.movedim(1, -1), maps, spectrum, self.spatial_dims) - back_projection
+        wide = [-1] + [1] * (z.dim() - 1)
+        return z - scale.view(wide) * gradient.movedim(-1, 1) - self.pull * (z - self.prior(z))
+
+
+class ConjugateGradientCellForm(nn.Module):
+    """A :class:`~monai_deqkan.networks.blocks.ConjugateGradientCell` in real arithmetic, all its iterations unrolled.
+
+    Args:
+        prior: the prior, scriptable, with its noise level inside.
+        weight: value of the cell's weight against the reference image, one without a certificate.
+        rtol: relative tolerance of the conjugate gradients.
+        max_iter: number of their iterations.
+        spatial_dims: number of spatial dimensions.
+    """
+
+    def __init__(self, prior: nn.Module, weight: float, rtol: float, max_iter: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.prior = prior
+        self.weight = weight
+        self.rtol = rtol
+        self.max_iter = max_iter
+        self.spatial_dims = spatial_dims
+
+    def forward(self, z: Tensor, data: list[Tensor]) -> Tensor:
+        """Return the next image.
+
+        Args:
+            z: image as two channels.
+            data: as in :meth:`ReconstructionCellForm.forward`, but for the shift ``(B or 1,)`` of the equation in place
+                of the step.
+        """
+        maps, spectrum, back_projection, shift, reference = data
+        clean = self.prior(z)
+        change = back_projection - normal(clean.movedim(1, -1), maps, spectrum, self.spatial_dims)
+        change = cg_solve(change, maps, spectrum, self.spatial_dims, shift, self.max_iter, self.rtol)
+        return reference + self.weight * (clean + change.movedim(-1, 1) - reference)
