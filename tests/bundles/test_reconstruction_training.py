@@ -127,7 +127,13 @@ def test_fine_tuning_that_goes_on_equals_an_uninterrupted_one(brain):
         assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())
 
 
-def test_validation_on_k_space_of_its_own(brain, tmp_path):
+def test_validation_and_evaluation_on_k_space(brain, tmp_path):
     folder = fine_tune(brain, "scans", val_dataset_dir=str(tmp_path / "data"), val_slices="0")
     row = rows_of(folder / "logs" / "history.csv")[0]
     assert 0 < float(row["val_ssim"]) <= 1
+    # The validation part, as evaluation rebuilds the network from model.json and draws the same masks.
+    (tmp_path / "data" / "test").rename(tmp_path / "test")
+    settings = {"ckpt_dir": str(folder / "models"), "dataset_dir": str(tmp_path / "data"), "slices": "0"}
+    brain.run("evaluate", **settings, output_dir=str(folder / "eval"))
+    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
+    assert metrics["val_psnr"] == pytest.approx(float(row["val_psnr"]), abs=1e-4)
