@@ -31,7 +31,7 @@ from monai_deqkan.networks.nets import DEQReconstructor, UnrolledReconstructor
 from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 
-PRIORS = {"contracting": ("ridge", "dncnn"), "cg": ("unet",), "prox": ("unet",), "grad": ("unet",)}
+PRIORS = {"contracting": ("ridge",), "cg": ("unet",), "prox": ("unet",), "grad": ("unet",)}
 
 
 def main() -> None:
