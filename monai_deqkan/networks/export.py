@@ -291,10 +291,9 @@ class _Reconstructor(nn.Module):
         self.step_size = float(cell.step_size if self.divides else cell.weight)
         form: nn.Module
         if isinstance(cell, ConjugateGradientCell):
-            tolerance = max(cell.cg_rtol, 10 * torch.finfo(cell.raw_weight.dtype).eps)
-            form = ConjugateGradientCellForm(
-                prior, float(cell.step_weight), tolerance, cell.cg_max_iter, self.spatial_dims
-            )
+            rtol, max_iter = cell.cg_limits(cell.raw_weight.dtype)
+            tolerance = max(rtol, 10 * torch.finfo(cell.raw_weight.dtype).eps)
+            form = ConjugateGradientCellForm(prior, float(cell.step_weight), tolerance, max_iter, self.spatial_dims)
         elif isinstance(cell, ProximalCell):
             form = ProximalCellForm(prior, float(cell.relaxation), self.spatial_dims)
         elif isinstance(cell, GradientCell):

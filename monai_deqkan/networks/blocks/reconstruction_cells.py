@@ -163,8 +163,9 @@ class ConjugateGradientCell(_PriorCell):
         noise_level: that level to start from, in the unit of the normalized image.
         weight: :math:`\lambda` to start from, dimensionless.
         contraction: bound :math:`c` of the contraction factor, in ``(0, 1)``; None for none.
-        cg_rtol: relative tolerance of the conjugate gradients.
-        cg_max_iter: most iterations of the conjugate gradients.
+        cg_rtol: relative tolerance of the conjugate gradients, against what they have to add to :math:`D(x)`; in
+            float64, where one wants solutions beyond float32's reach, its square.
+        cg_max_iter: most iterations of the conjugate gradients; twice as many in float64.
 
     Raises:
         ValueError: for a number out of range, or if ``contraction`` is asked for with a prior that is not certified.
@@ -182,8 +183,8 @@ class ConjugateGradientCell(_PriorCell):
         weight: float = 0.1,
         *,
         contraction: float | None = None,
-        cg_rtol: float = 1e-4,
-        cg_max_iter: int = 20,
+        cg_rtol: float = 1e-5,
+        cg_max_iter: int = 30,
     ) -> None:
         super().__init__(prior, noise_level)
         self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
@@ -211,6 +212,12 @@ class ConjugateGradientCell(_PriorCell):
             return torch.ones_like(self.raw_weight)
         lipschitz = max(float(cast(CertifiedMap, self.prior).certified_lipschitz()), 1.0)
         return self.contraction * torch.sigmoid(self.raw_reference) / lipschitz
+
+    def cg_limits(self, dtype: torch.dtype) -> tuple[float, int]:
+        """Return tolerance and most iterations of the conjugate gradients for images of a dtype."""
+        if dtype == torch.float64:
+            return self.cg_rtol**2, 2 * self.cg_max_iter
+        return self.cg_rtol, self.cg_max_iter
 
     def forward(self, z: Tensor, x: Inputs) -> Tensor:
         """Return the next image.

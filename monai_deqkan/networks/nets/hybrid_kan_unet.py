@@ -44,7 +44,8 @@ class HybridKANUNet(nn.Module):
         num_bottleneck: number of such blocks; one for an equilibrium.
         skip: ``"add"``, or ``"kan_gate"`` for a :class:`~monai_deqkan.networks.blocks.KANGate` on each skip.
         act: activation of the plain convolutions, as in MONAI's networks.
-        norm: normalization after them, as in MONAI's networks.
+        norm: normalization after them, as in MONAI's networks; ``"instance"`` needs two elements on the deepest map in
+            training.
         dropout: probability of dropping a channel of the deepest map, in training.
         rank: number of terms for ``bottleneck="low_rank"``.
         kan_settings: further settings of the KAN layers, such as ``{"grid_size": 8, "basis": "gaussian"}``.
@@ -82,8 +83,8 @@ class HybridKANUNet(nn.Module):
         bottleneck: str = "tokens",
         num_bottleneck: int = 1,
         skip: str = "add",
-        act: str | tuple[str, dict[str, Any]] = "relu",
-        norm: str | tuple[str, dict[str, Any]] = "batch",
+        act: str | tuple[str, dict[str, Any]] = "leakyrelu",
+        norm: str | tuple[str, dict[str, Any]] = "instance",
         dropout: float = 0.0,
         rank: int = 8,
         kan_settings: dict[str, Any] | None = None,
