@@ -131,6 +131,7 @@ def _add_reconstruction(commands: Any, common: argparse.ArgumentParser) -> None:
     shared.add_argument("--region", help="head (default) or all")
     shared.add_argument("--phase-axis", metavar="AXIS", help="undersampled axis: last (default), first, shorter")
     shared.add_argument("--simulated-coils", type=int, metavar="N", help="see one coil's images through N coils")
+    shared.add_argument("--maps-method", metavar="NAME", help="coil maps: low_frequency (default) or espirit")
     shared.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="score the centre, such as 320 320")
     shared.add_argument("--slices", nargs="+", type=int, metavar="I", help="indices of slices in each file")
     shared.add_argument(

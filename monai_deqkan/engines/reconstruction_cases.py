@@ -72,6 +72,7 @@ class SuiteSettings:
         region: ``"head"``, where the root sum of squares exceeds a tenth of its maximum, holes filled; or ``"all"``.
         phase_axis: the axis that is undersampled: ``"last"`` as in fastMRI, ``"first"`` or ``"shorter"``.
         simulated_coils: number of simulated smooth coils that single-coil images are seen through; 0 for none.
+        maps_method: how coil maps are estimated, see :class:`~monai_deqkan.transforms.EstimateSensitivityMaps`.
         crop: height and width of the centre of images that is scored, as fastMRI scores 320 x 320; None scores all.
         slices: indices of slices to take from each file; None takes all.
         max_slices: at most so many slices in all, evenly spread; None takes all.
@@ -87,6 +88,7 @@ class SuiteSettings:
     region: str = "head"
     phase_axis: str = "last"
     simulated_coils: int = 0
+    maps_method: str = "low_frequency"
     crop: Sequence[int] | None = None
     slices: Sequence[int] | None = None
     max_slices: int | None = None
@@ -97,6 +99,7 @@ class SuiteSettings:
         check_choice("reference", self.reference, ("rss", "sense"))
         check_choice("region", self.region, ("head", "all"))
         check_choice("phase_axis", self.phase_axis, ("last", "first", "shorter"))
+        check_choice("maps_method", self.maps_method, ("low_frequency", "espirit"))
         check_int("simulated_coils", self.simulated_coils, minimum=0)
         for name in ("masks", "accelerations", "noise"):
             if isinstance(getattr(self, name), str) or not getattr(self, name):
@@ -219,6 +222,6 @@ def make_case(item: dict[str, Any], name: str, scenario: Scenario, settings: Sui
     undersample = UndersampleKspace(scenario.acceleration, scenario.center_fraction, pattern=scenario.mask)
     kspace, mask = undersample(full, seed=seed % 2**31)
     read = time.perf_counter()
-    maps = EstimateSensitivityMaps()(kspace, mask)
+    maps = EstimateSensitivityMaps(method=settings.maps_method)(kspace, mask)
     seconds = {"reading and masking": read - start, "coil maps": time.perf_counter() - read}
     return Case(kspace[None], mask[None], maps[None], reference[None], region, net_acceleration(mask), turned, seconds)

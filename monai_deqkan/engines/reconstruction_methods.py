@@ -17,7 +17,7 @@ from torch import Tensor
 from monai_deqkan._checks import did_you_mean
 from monai_deqkan.engines.bundle import load_weights
 from monai_deqkan.metrics import magnitude
-from monai_deqkan.operators import MRIOperator
+from monai_deqkan.operators import MRIOperator, combine_map_sets
 from monai_deqkan.solvers import SolveRecorder
 from monai_deqkan.transforms import NormalizeKspace
 from monai_deqkan.variational import cg_sense, tv_sense, wavelet_sense
@@ -46,7 +46,8 @@ class ReconstructionMethod:
 
     Attributes:
         name: what tables call it.
-        run: maps k-space ``(B, K, H, W)``, mask, coil maps and the weight to a complex image and whether it converged.
+        run: maps k-space ``(B, K, H, W)``, mask, coil maps ``(B, K, H, W)`` or map sets ``(B, M, K, H, W)`` and the
+            weight to a complex image (one per map set) and whether it converged.
         default_weight: the weight where none was tuned; NaN for methods without.
         search: lowest and highest weight to try when it is tuned.
         whole: whether the weight is a whole number.
@@ -64,6 +65,8 @@ class ReconstructionMethod:
         """Reconstruct a batch without gradients."""
         with torch.no_grad():
             image, converged = self.run(kspace, mask, maps, self.default_weight if weight is None else weight)
+            if image.is_complex() and maps.ndim > kspace.ndim:
+                image = combine_map_sets(image)
             return Reconstruction(magnitude(image).float(), converged)
 
 
@@ -100,8 +103,8 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
     """Return a method: one of :data:`RIVALS`, or a trained bundle.
 
     Args:
-        name: a rival's name; the folder of a bundle with ``configs/inference.json`` and ``models/model.pt``; or that
-            weights file.
+        name: a rival's name; the folder of a bundle with ``configs/inference.json`` and ``models/model.pt``; or a
+            weights file in ``models`` or in a folder of it, with its own ``model.json`` beside it.
         device: where a trained network runs.
 
     Raises:
@@ -111,7 +114,7 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
     if str(name) in RIVALS:
         return RIVALS[str(name)]
     path = Path(name).expanduser()
-    root = path.parent.parent if path.is_file() and path.suffix == ".pt" else path
+    root = _bundle_of(path) if path.is_file() and path.suffix == ".pt" else path
     config = root / "configs" / "inference.json"
     if not config.is_file():
         raise ValueError(
@@ -121,7 +124,7 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
     weights = path if path.is_file() else root / "models" / "model.pt"
     parser = ConfigParser()
     parser.read_config(str(config))
-    parser.update({"bundle_root": str(root), "device": torch.device(device)})
+    parser.update({"bundle_root": str(root), "ckpt_dir": str(weights.parent), "device": torch.device(device)})
     network = load_weights(parser.get_parsed_content("network"), weights).to(device).eval()
     normalize = NormalizeKspace()
 
@@ -134,7 +137,14 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
         solved = bool(recorder.converged().all()) if recorder.records else None
         return torch.cat(images).as_subclass(Tensor), solved
 
-    return ReconstructionMethod(root.resolve().name, run)
+    below = weights.parent.absolute().relative_to(root.absolute()).parts[1:]
+    return ReconstructionMethod("/".join((root.resolve().name, *below)), run)
+
+
+def _bundle_of(weights: Path) -> Path:
+    """Return the folder of the bundle in whose ``models`` a weights file lies, however deep."""
+    models = next((folder for folder in weights.absolute().parents if folder.name == "models"), weights.parent)
+    return models.parent
 
 
 class TunedWeights:

@@ -327,12 +327,15 @@ def statement(settings: SuiteSettings) -> str:
         "head": "pixels where that root sum of squares exceeds 0.1 of the slice's maximum, holes filled",
         "all": "all pixels",
     }[settings.region]
+    maps = {"low_frequency": "from the low frequencies", "espirit": "by ESPIRiT from the central lines"}[
+        settings.maps_method
+    ]
     coils = f" Coils: {settings.simulated_coils}, SIMULATED." if settings.simulated_coils else ""
     crop = "" if settings.crop is None else f" Scored on the central {settings.crop[0]} x {settings.crop[1]} pixels."
     return (
         f"Reference: {reference}. Data range: the reference's maximum, per slice or per volume. Region: {region}."
         f"{crop} Phase encoding along the {settings.phase_axis} axis.{coils} All methods get the same coil maps, "
-        "estimated from the low frequencies of the undersampled data. A trained bundle may have learned with other "
+        f"estimated {maps} of the undersampled data. A trained bundle may have learned with other "
         "masks, accelerations and maps. CG-SENSE's weight is its number of iterations."
     )
 
