@@ -137,6 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--accelerations", nargs="+", type=float, default=[4.0, 8.0])
     parser.add_argument("--slices", nargs="+", type=int, help="indices of the slices of each file; all by default")
     parser.add_argument("--simulated-coils", type=int, default=0)
+    parser.add_argument("--maps-method", default="low_frequency", help="coil maps: low_frequency (default) or espirit")
     parser.add_argument("--budget", type=int, help="evaluations of 1x; by default what the bundle's tolerance took")
     parser.add_argument("--max-iter", type=int, default=200)
     parser.add_argument("--only-table", action="store_true", help="write the table of what is there")
@@ -146,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         accelerations=options.accelerations,
         slices=options.slices,
         simulated_coils=options.simulated_coils,
+        maps_method=options.maps_method,
         seed=SEED,
     )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,40 +1,310 @@
 """Train, evaluate and document the weights of ``brain_mri_deq_reconstruction``, by one command.
 
-python tests/benchmarks/reproduce_brain_mri_bundle.py OUT --shared DATA --publish
+    python tests/benchmarks/reproduce_brain_mri_bundle.py OUT --shared DATA --publish
+
+Stages, in order; ``--only`` runs some of them. What is there is not done again, and a training that was cut short goes
+on:
+
+- ``images``: the images to train on (``prepare_reconstruction_images.py``).
+- ``pretrain``, ``train``, ``certified``: the bundle's own configurations in a copy below OUT: the denoiser, the
+  shipped model from it, and the certified model (in ``models/certified``).
+- ``evaluate``: PSNR and SSIM on real data that no model was trained on, see ``evaluate_brain_mri_bundle.py``.
+- ``budget``: the same weights at several tolerances and budgets (``bench_reconstruction_budget.py``), and ``spread``:
+  calibration of the spread, on cardiac images seen through 8 simulated coils.
+- ``figures``: pictures of all this.
+
+``--bundle`` takes the trained bundle of another folder for the last four. ``--validate`` runs them on cardiac images
+that are kept for choices during development, never on the final ones. ``--publish`` puts models, manifest, pictures
+and tables into the bundle of this checkout. ``--quick`` tries everything with next to no training.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import torch
+from draw_brain_mri_bundle import draw_examples, draw_residuals, draw_tolerances, save_small
 from evaluate_brain_mri_bundle import FINAL, VALIDATION, bundle_methods, evaluate, tables
+
+from monai_deqkan.data import bundle_folder, copy_bundle, write_kspace
+from monai_deqkan.engines import load_task
+from monai_deqkan.operators import FourierOperator, simulate_kspace, smooth_coil_maps
+from monai_deqkan.transforms import LoadKspaceSlice
+
+NAME = "brain_mri_deq_reconstruction"
+HERE = Path(__file__).parent
+STAGES = ("images", "pretrain", "train", "certified", "evaluate", "budget", "spread", "figures")
+
+DENOISER: dict[str, Any] = {"form": "cg", "prior": "unet", "features": [16, 32, 64, 64]}
+PRETRAINING: dict[str, Any] = {
+    "max_epochs": 20,
+    "epoch_length": 200,
+    "patch_size": [64, 64],
+    "batch_size": 16,
+    "ema_momentum": 0.01,
+    "learning_rate": 0.002,
+    "val_interval": 4,
+}
+SAMPLING: dict[str, Any] = {
+    "acceleration": [4, 8],
+    "center_fraction": [0.08, 0.04],
+    "pattern": ["random", "equispaced"],
+    "maps_method": "espirit",
+    "crop_size": [160, 160],
+}
+TRAINING: dict[str, Any] = {
+    "max_epochs": 10,
+    "patience": 10,
+    "epoch_length": 200,
+    "batch_size": 2,
+    "learning_rate": 0.0003,
+    "ema_momentum": 0.01,
+}
+CERTIFIED: dict[str, Any] = {
+    "form": "contracting",
+    "prior": "ridge",
+    "max_epochs": 10,
+    "patience": 10,
+    "epoch_length": 200,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+}
+QUICK: dict[str, Any] = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "val_interval": 1}
+NUM_COILS = 8  # simulated
+BUDGET_SLICES, SPREAD_SLICES = 2, 6
 
 
 def main() -> None:
     options = _options()
-    evaluate_bundle(options.bundle, options.shared / "mri", options.out, options.validate)
+    run = Run(options)
+    for stage in options.only or STAGES:
+        print(f"== {stage}", flush=True)
+        getattr(run, stage)()
+    if options.publish:
+        publish(run)
 
 
-def evaluate_bundle(bundle: Path, folder: Path, out: Path, validate: bool) -> dict[str, str]:
-    """Score the bundle's models; write the records and the tables."""
-    name = "validation" if validate else "evaluation"
-    records = evaluate(folder, out / name, bundle_methods(bundle), VALIDATION if validate else FINAL)
-    made = tables(records)
-    text = "\n\n".join(made.values())
-    (out / f"{name}.md").write_text(f"Research only; not for clinical use.\n\n{text}\n")
-    print(text)
-    return made
+class Run:
+    """The stages, on the folder of a run.
+
+    Args:
+        options: see the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.out = options.out.resolve()
+        self.shared = options.shared.resolve()
+        self.mri = self.shared / "mri"
+        self.quick, self.validate, self.methods = options.quick, options.validate, options.methods
+        self.scores = self.out / ("validation" if options.validate else "final")
+        if options.bundle is not None:
+            self.bundle = options.bundle.resolve()
+        else:
+            self.bundle = self.out / "bundle"
+            if not self.bundle.exists():
+                copy_bundle(NAME, self.bundle)
+                shutil.rmtree(self.bundle / "models", ignore_errors=True)
+
+    def images(self) -> None:
+        """Write the images to train on."""
+        target = self.out / "images"
+        if not (target / "training_images.csv").is_file():  # written last
+            shutil.rmtree(target, ignore_errors=True)
+            _call(HERE / "prepare_reconstruction_images.py", target, "--shared", self.shared)
+
+    def pretrain(self) -> None:
+        """Train the denoiser."""
+        self._fit("pretrain", "models/denoiser", "logs_denoiser", {**DENOISER, **PRETRAINING})
+
+    def train(self) -> None:
+        """Fine-tune the equilibrium from the denoiser."""
+        start = {"pretrained": self.bundle / "models" / "denoiser" / "model.pt"}
+        self._fit("train", "models", "logs", {**DENOISER, **SAMPLING, **TRAINING, **start})
+
+    def certified(self) -> None:
+        """Train the certified form."""
+        self._fit("train", "models/certified", "logs_certified", {**SAMPLING, **CERTIFIED})
+
+    def _fit(self, config: str, models: str, logs: str, settings: dict[str, Any]) -> None:
+        folder = self.bundle / models
+        started = any(folder.glob("checkpoint_epoch=*.pt"))
+        # A training killed in its first epoch leaves logs without a checkpoint: then a new folder is taken.
+        output = f"$monai_deqkan.engines.training_folder('{self.bundle / logs}', resume=@resume)"
+        given = {**settings, **(QUICK if self.quick else {})}
+        self._step(
+            config, logs, dataset_dir=self.out / "images", ckpt_dir=folder, output_dir=output, resume=started, **given
+        )
+
+    def _step(self, configs: str, name: str, **settings: Any) -> None:
+        """Run configurations of the bundle laid over each other, unless it was done."""
+        done = self.bundle / f"{name}.done"
+        if done.exists():
+            return
+        paths = [str(self.bundle / "configs" / f"{config}.json") for config in configs.split("+")]
+        words: list[Any] = ["--config_file", str(paths), "--bundle_root", self.bundle]
+        for key, value in {**settings, "progress": False}.items():
+            words += [f"--{key}", value]
+        subprocess.run([sys.executable, "-m", "monai.bundle", "run", *map(str, words)], check=True)
+        done.touch()
+
+    def evaluate(self) -> None:
+        """Score all methods; write the tables."""
+        methods = [m for m in bundle_methods(self.bundle) if self.methods is None or m.name in self.methods]
+        self.records = evaluate(self.mri, self.scores / "cells", methods, VALIDATION if self.validate else FINAL)
+        made = tables(self.records)
+        self._write("evaluation.json", json.dumps(made))
+        print("\n\n".join(made.values()))
+
+    def budget(self) -> None:
+        """Score tolerances and budgets."""
+        self._heart()
+        words = ["--masks", "random", "equispaced", "--accelerations", 4, 8, "--maps-method", self._maps_method()]
+        words += ["--slices", *range(1 if self.quick else BUDGET_SLICES)]
+        words += ["--max-iter", 20] if self.quick else []
+        _call(
+            HERE / "bench_reconstruction_budget.py",
+            self.bundle,
+            self.scores / "heart" / "test",
+            "--out",
+            self.scores / "budget",
+            *words,
+        )
+
+    def spread(self) -> None:
+        """Calibrate the spread on some cardiac images, and show on others whether it holds."""
+        self._heart()
+        target = self.scores / "spread"
+        if (target / "spread_calibration.json").is_file():
+            return
+        self._step(
+            "evaluate+uncertainty_calibration",
+            f"spread_{self.scores.name}",
+            dataset_dir=self.scores / "heart",
+            output_dir=target,
+            num_slices=1 if self.quick else SPREAD_SLICES,
+            num_samples=2 if self.quick else 16,
+            acceleration=4,
+            center_fraction=0.08,
+            pattern="random",
+            crop_size=[-1, -1],
+        )
+
+    def _maps_method(self) -> str:
+        task = load_task(self.bundle / "models" / "model.json")
+        return str(task["sampling"].get("maps_method", "low_frequency"))
+
+    def _heart(self) -> None:
+        """Write the cardiac images as k-space of simulated coils: those for validation, and the ones for the scores."""
+        data = VALIDATION[1]
+        kept = data.slices(self.mri)
+        parts = {"val": kept, "test": FINAL[2].slices(self.mri)}
+        if self.validate:
+            parts = {"val": kept[:3], "test": kept[3:]}
+        for part, indices in parts.items():
+            target = self.scores / "heart" / part / "heart.h5"
+            if target.exists():
+                continue
+            full = torch.stack([LoadKspaceSlice()(self.mri / data.file, index) for index in indices])[:, 0]
+            maps = [
+                smooth_coil_maps(full.shape[1:], NUM_COILS, generator=torch.Generator().manual_seed(index))
+                for index in indices
+            ]
+            kspace = simulate_kspace(FourierOperator(2).adjoint(full), torch.stack(maps))
+            write_kspace(target, kspace, attrs={"simulated": True})
+
+    def figures(self) -> None:
+        """Draw what there is to draw."""
+        out = self.scores / "figures"
+        methods = bundle_methods(self.bundle)
+        self.evaluate()
+        drawn = draw_examples(self.mri, out, methods, self.records, validate=self.validate)
+        drawn += draw_residuals(self.mri, out, methods, validate=self.validate)
+        if any((self.scores / "budget").glob("*.json")):
+            drawn.append(draw_tolerances(self.scores / "budget", out))
+        for name in ("spread_calibration", "spread_map"):
+            if (self.scores / "spread" / f"{name}.png").is_file():
+                drawn.append(save_small(self.scores / "spread" / f"{name}.png", out / f"{name}.png"))
+        for path in drawn:
+            print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+
+    def tables(self) -> dict[str, str]:
+        """Return all tables of the model card, as Markdown."""
+        made = json.loads((self.scores / "evaluation.json").read_text())
+        made["budget"] = (self.scores / "budget" / "table.md").read_text().strip()
+        curves = json.loads((self.scores / "spread" / "spread_calibration.json").read_text())["curves"]
+        names = ["test, as it is", "test, times the factor"]
+        lines = [f"| spreads | normal law | {' | '.join(names)} |", "|---|---|---|---|"]
+        for i, factor in enumerate(curves[names[0]]["factors"]):
+            shares = [curves[names[0]]["normal_shares"][i], *(curves[name]["shares"][i] for name in names)]
+            lines.append(f"| {factor:g} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+        made["spread"] = "\n".join(lines)
+        return made
+
+    def _write(self, name: str, text: str) -> None:
+        self.scores.mkdir(parents=True, exist_ok=True)
+        (self.scores / name).write_text(text)
+
+
+def _call(script: Path, *words: Any) -> None:
+    subprocess.run([sys.executable, str(script), *map(str, words)], check=True)
+
+
+def publish(run: Run) -> None:
+    """Put models, manifest, pictures and tables into the bundle of this checkout."""
+    target = bundle_folder(NAME)
+    for folder in ("models", "models/certified"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("model.pt", "model.json"):
+            shutil.copyfile(run.bundle / folder / name, target / folder / name)
+    shutil.copyfile(run.out / "images" / "training_images.csv", target / "models" / "training_images.csv")
+    shutil.copyfile(run.scores / "spread" / "spread_calibration.json", target / "models" / "spread_calibration.json")
+    for picture in sorted((run.scores / "figures").glob("*.png")):
+        shutil.copyfile(picture, target / "docs" / picture.name)
+    page = target / "docs" / "README.md"
+    page.write_text(filled(page.read_text(encoding="utf-8"), run.tables()), encoding="utf-8")
+
+
+def filled(text: str, made: dict[str, str]) -> str:
+    """Return a page with its tables between their markers.
+
+    Raises:
+        ValueError: if a table has no place.
+    """
+    for name, table in made.items():
+        start, end = f"<!-- table:{name} -->", f"<!-- end of table:{name} -->"
+        before, found, rest = text.partition(start)
+        after = rest.partition(end)
+        if not found or not after[1]:
+            raise ValueError(f"The page must hold {start} and {end} for a table; got neither or one. Add both.")
+        text = f"{before}{start}\n\n{table}\n\n{end}{after[2]}"
+    return text
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the run")
     parser.add_argument("--shared", type=Path, required=True, help="folder with mri/ and classification/")
-    parser.add_argument("--only", choices=("evaluate",), help="this stage alone")
-    parser.add_argument("--bundle", type=Path, help="folder of a trained bundle, with --only evaluate")
+    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--bundle", type=Path, help="folder of a trained bundle, in place of OUT/bundle")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="M", help="score only these: zero_filled, cg_sense, tv, model, certified"
+    )
     parser.add_argument("--validate", action="store_true", help="score the images for validation, not the final ones")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="next to no training: only to try the command")
+    parser.add_argument("--publish", action="store_true", help="put the results into the bundle of this checkout")
+    options = parser.parse_args()
+    trained = {"images", "pretrain", "train", "certified"}
+    if options.bundle is not None and trained & set(options.only or STAGES):
+        parser.error("`--bundle` is trained already: name stages with `--only` that score it.")
+    if options.publish and (options.validate or options.quick or options.bundle is not None):
+        parser.error("`--publish` needs the final scores of a full run in OUT.")
+    return options
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from monai_deqkan import cli
-from monai_deqkan.data import write_kspace
+from monai_deqkan.data import copy_bundle, write_kspace
 from monai_deqkan.engines import RIVALS, SuiteSettings, TunedWeights, evaluate_reconstructions, tune_reconstruction
 from monai_deqkan.engines import reconstruction_suite as suite
 from monai_deqkan.engines.reconstruction_cases import is_simulated, make_case
+from monai_deqkan.engines.reconstruction_methods import load_method
 from monai_deqkan.engines.reconstruction_tuning import _search
 from monai_deqkan.metrics import head_region, nmse, psnr, ssim, vif
-from monai_deqkan.operators import MRIOperator, simulate_kspace, smooth_coil_maps
+from monai_deqkan.networks.nets import DEQReconstructor
+from monai_deqkan.operators import FourierOperator, MRIOperator, espirit_maps, simulate_kspace, smooth_coil_maps
+from monai_deqkan.transforms import NormalizeKspace
 
 SIZE = (48, 44)
 SETTINGS = SuiteSettings(masks=("random",), accelerations=(2, 4), center_fraction=0.2)
@@ -213,3 +216,43 @@ def test_bad_input_is_refused(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_maps_method_is_what_gives_the_maps(folder):
+    settings = SuiteSettings(masks=("random",), accelerations=(2,), center_fraction=0.2, maps_method="espirit")
+    item = {"kspace": str(folder / "a.h5"), "slice": 0}
+    case = make_case(item, "a.h5", settings.scenarios()[0], settings)
+    torch.testing.assert_close(case.maps, espirit_maps(case.kspace, case.mask))
+    assert "by ESPIRiT" in suite.statement(settings)
+    with pytest.raises(ValueError, match="maps_method"):
+        SuiteSettings(maps_method="espirt")
+
+
+def test_map_sets_are_joined_by_their_root_sum_of_squares(folder):
+    item = {"kspace": str(folder / "a.h5"), "slice": 0}
+    case = make_case(item, "a.h5", SETTINGS.scenarios()[0], SETTINGS)
+    sets = espirit_maps(case.kspace, case.mask, num_sets=2)
+    coils = FourierOperator(2).adjoint(case.kspace)
+    parts = [(sets[:, m].conj() * coils).sum(1).abs() for m in range(2)]
+    expected = (parts[0].square() + parts[1].square()).sqrt()[None]
+    torch.testing.assert_close(RIVALS["zero_filled"](case.kspace, case.mask, sets).image, expected)
+
+
+def test_a_model_in_a_folder_of_models_is_built_by_its_own_settings(folder, tmp_path):
+    root = tmp_path / "bundle"
+    copy_bundle("brain_mri_deq_reconstruction", root)
+    settings = {"form": "contracting", "prior": "ridge", "num_layers": 2, "features": 4, "contraction": 0.9}
+    torch.manual_seed(0)
+    network = DEQReconstructor(2, **settings, num_cg_steps=2, solver=("anderson", {"rtol": 1e-2}))
+    weights = root / "models" / "certified" / "model.pt"
+    weights.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), weights)
+    task = {"sampling": {}, "network": {**settings, "num_cg_steps": 2, "rtol": 1e-2, "max_iter": 50}}
+    weights.with_name("model.json").write_text(json.dumps(task))
+    method = load_method(weights)
+    assert method.name == "bundle/certified"
+    case = make_case({"kspace": str(folder / "a.h5"), "slice": 0}, "a.h5", SETTINGS.scenarios()[0], SETTINGS)
+    kspace, scale = NormalizeKspace()(case.kspace[0])
+    with torch.no_grad():
+        image = network.eval()(kspace[None], case.mask, case.maps).square().sum(1, keepdim=True).sqrt() * scale
+    torch.testing.assert_close(method(case.kspace, case.mask, case.maps).image, image, rtol=1e-4, atol=1e-6)
