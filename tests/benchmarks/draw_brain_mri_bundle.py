@@ -94,7 +94,7 @@ def draw_residuals(folder: Path, out: Path, methods: Sequence[Method], *, valida
 
 
 def draw_tolerances(budgets: Path, out: Path) -> Path:
-    """Draw PSNR, and the distance to the exact solution, against the tolerance; DIR of bench_reconstruction_budget.py."""
+    """Draw PSNR and the distance to the exact solution against the tolerance, one line per file of ``budgets``."""
     records = [json.loads(file.read_text()) for file in sorted(budgets.glob("*.json"))]
     names = [name for name in records[0]["entries"] if name.startswith("rtol ")]
     tolerances = [float(name.removeprefix("rtol ")) for name in names]

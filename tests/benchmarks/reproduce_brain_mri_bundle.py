@@ -277,7 +277,7 @@ def filled(text: str, made: dict[str, str]) -> str:
         ValueError: if a table has no place.
     """
     for name, table in made.items():
-        start, end = f"<!-- table:{name} -->", f"<!-- end of table:{name} -->"
+        start, end = f"<!--table:{name}-->", f"<!--end of table:{name}-->"
         before, found, rest = text.partition(start)
         after = rest.partition(end)
         if not found or not after[1]:
