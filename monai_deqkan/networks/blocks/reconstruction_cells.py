@@ -28,7 +28,7 @@ class _PriorCell(nn.Module):
         noise_level: that level to start from, in the unit of the normalized image.
     """
 
-    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05) -> None:
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1) -> None:
         super().__init__()
         check_range("noise_level", noise_level, 0.0, open_low=True)
         if not callable(prior):
@@ -83,7 +83,7 @@ class ProximalCell(_PriorCell):
         :class:`ReconstructionCell` is the form that contracts without it.
     """
 
-    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05) -> None:
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1) -> None:
         super().__init__(prior, noise_level)
         self.raw_step_size = nn.Parameter(torch.tensor(0.0))
         self.raw_relaxation = nn.Parameter(torch.tensor(2.0))
@@ -122,7 +122,7 @@ class GradientCell(_PriorCell):
         Gilton et al., as in :class:`ProximalCell`; there :math:`\lambda = 1`.
     """
 
-    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.05, weight: float = 0.3) -> None:
+    def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1, weight: float = 0.3) -> None:
         super().__init__(prior, noise_level)
         self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
         self.raw_step_size = nn.Parameter(torch.tensor(4.0))
@@ -179,7 +179,7 @@ class ConjugateGradientCell(_PriorCell):
     def __init__(
         self,
         prior: Callable[..., Tensor],
-        noise_level: float = 0.05,
+        noise_level: float = 0.1,
         weight: float = 0.1,
         *,
         contraction: float | None = None,
