@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int, check_range
@@ -17,6 +16,10 @@ from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ContractionBound
 __all__ = ["ConjugateGradientCell", "GradientCell", "ProximalCell"]
 
 Inputs = tuple[Measurement, Tensor]
+
+# A step of Adam moves each parameter by about the learning rate, which is small for the sake of the prior. Positive
+# numbers of the step should be free to change by factors.
+_SPEED = 10.0
 
 
 class _PriorCell(nn.Module):
@@ -36,7 +39,7 @@ class _PriorCell(nn.Module):
         self.prior = prior
         self.raw_noise_level: nn.Parameter | None = None
         if getattr(prior, "takes_noise_level", False):
-            self.raw_noise_level = nn.Parameter(torch.tensor(math.log(noise_level)))
+            self.raw_noise_level = nn.Parameter(_positive(noise_level))
 
     def initial_state(self, x: Inputs) -> Tensor:
         """Start from the reference image."""
@@ -45,7 +48,7 @@ class _PriorCell(nn.Module):
     @property
     def noise_level(self) -> Tensor | None:
         """The learned noise level of a prior that asks for one; its unit is that of the normalized image."""
-        return None if self.raw_noise_level is None else self.raw_noise_level.exp()
+        return None if self.raw_noise_level is None else (_SPEED * self.raw_noise_level).exp()
 
     def denoise(self, image: Tensor, measurement: Measurement) -> Tensor:
         """Apply the prior to ``(B, 2, *space)``, or to each map set's image of ``(B, 2, M, *space)``."""
@@ -124,13 +127,13 @@ class GradientCell(_PriorCell):
 
     def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1, weight: float = 0.3) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(_positive(check_range("weight", weight, 0.0, open_low=True)))
         self.raw_step_size = nn.Parameter(torch.tensor(4.0))
 
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior, positive."""
-        return F.softplus(self.raw_weight)
+        return (_SPEED * self.raw_weight).exp()
 
     @property
     def step_size(self) -> Tensor:
@@ -180,14 +183,14 @@ class ConjugateGradientCell(_PriorCell):
         self,
         prior: Callable[..., Tensor],
         noise_level: float = 0.1,
-        weight: float = 0.1,
+        weight: float = 0.03,
         *,
         contraction: float | None = None,
         cg_rtol: float = 1e-5,
         cg_max_iter: int = 30,
     ) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_inverse_softplus(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(_positive(check_range("weight", weight, 0.0, open_low=True)))
         self.cg_rtol = check_range("cg_rtol", cg_rtol, 0.0, open_low=True)
         self.cg_max_iter = check_int("cg_max_iter", cg_max_iter)
         self.contraction = contraction
@@ -203,7 +206,7 @@ class ConjugateGradientCell(_PriorCell):
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior against the data, positive."""
-        return F.softplus(self.raw_weight)
+        return (_SPEED * self.raw_weight).exp()
 
     @property
     def step_weight(self) -> Tensor:
@@ -249,5 +252,6 @@ class ConjugateGradientCell(_PriorCell):
         )
 
 
-def _inverse_softplus(value: float) -> Tensor:
-    return torch.tensor(value + math.log(-math.expm1(-value)))
+def _positive(value: float) -> Tensor:
+    """Return the parameter of a positive number, which is ``exp(_SPEED * parameter)``."""
+    return torch.tensor(math.log(value) / _SPEED)
