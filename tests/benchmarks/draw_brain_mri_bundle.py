@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from evaluate_brain_mri_bundle import FINAL, LABELS, VALIDATION, Method, case_of
 from PIL import Image
+from torch import Tensor
 
 from monai_deqkan.solvers import SolveRecorder, solve_budget
 from monai_deqkan.visualize import plot_reconstruction, plot_residuals
@@ -38,15 +39,22 @@ LONGEST = 100  # evaluations
 
 
 def draw_examples(
-    folder: Path, out: Path, methods: Sequence[Method], records: Sequence[dict[str, Any]], *, validate: bool
+    folder: Path,
+    out: Path,
+    methods: Sequence[Method],
+    records: Sequence[dict[str, Any]],
+    *,
+    validate: bool,
+    max_slices: int | None = None,
 ) -> list[Path]:
     """Draw reference, reconstructions and errors of a few slices, TV with the weights in the records."""
     written = []
     for name, (data, mask, acceleration, place) in (VALIDATION_EXAMPLES if validate else EXAMPLES).items():
         scenario = next(s for s in data.settings.scenarios() if (s.mask, s.acceleration) == (mask, acceleration))
-        index = data.slices(folder)[place]
+        index = data.slices(folder)[:max_slices][-1 if max_slices else place]
         case = case_of(folder, data, scenario, index)
-        images, scores = {}, {}
+        images: dict[str, Tensor] = {}
+        scores: dict[str, str] = {}
         for method in methods:
             about = {
                 "set": data.name,
@@ -61,6 +69,8 @@ def draw_examples(
             label = "TV, best weight" if method.name == "tv" else LABELS[method.name]
             images[label] = method.run(case.kspace, case.mask, case.maps, record["weight"]).image[0, 0]
             scores[label] = f"{record['psnr']:.1f} dB, SSIM {record['ssim']:.3f}"
+        if not images:
+            continue
         figure = plot_reconstruction(
             case.reference[0, 0], images, scores, title=f"{data.name}: {mask} mask, {acceleration:g}x, slice {index}"
         )
@@ -69,7 +79,9 @@ def draw_examples(
 
 
 @torch.no_grad()
-def draw_residuals(folder: Path, out: Path, methods: Sequence[Method], *, validate: bool) -> list[Path]:
+def draw_residuals(
+    folder: Path, out: Path, methods: Sequence[Method], *, validate: bool, max_cases: int | None = None
+) -> list[Path]:
     """Draw residual against evaluations of each network, on the first and last slice of each way of undersampling."""
     sets = VALIDATION if validate else FINAL
     cases = [
@@ -77,14 +89,17 @@ def draw_residuals(folder: Path, out: Path, methods: Sequence[Method], *, valida
         for data in sets
         for scenario in data.settings.scenarios()
         for index in sorted({data.slices(folder)[0], data.slices(folder)[-1]})
-    ]
+    ][:max_cases]
     written = []
     for method in methods:
         if not method.mark:
             continue
         histories = []
         for case in cases:
-            with solve_budget(rtol=EXACT, max_iter=LONGEST, on_failure="ignore"), SolveRecorder() as recorder:
+            with (
+                solve_budget(rtol=EXACT, max_iter=10 if max_cases else LONGEST, on_failure="ignore"),
+                SolveRecorder() as recorder,
+            ):
                 method.run(case.kspace, case.mask, case.maps)
             found = recorder.records[0].stats.history[:, 0]
             histories.append(found[found.isfinite()].cpu())

@@ -120,11 +120,13 @@ def case_of(folder: Path, data: DataSet, scenario: Scenario, index: int) -> Case
     return replace(case, maps=espirit_maps(case.kspace, case.mask, num_sets=data.num_map_sets, crop=0.8))
 
 
-def cells(folder: Path, sets: tuple[DataSet, ...]) -> Iterator[tuple[str, DataSet, Scenario, int]]:
+def cells(
+    folder: Path, sets: tuple[DataSet, ...], max_slices: int | None = None
+) -> Iterator[tuple[str, DataSet, Scenario, int]]:
     """Return all slices of all sets in all ways of undersampling, with the beginning of their files' names."""
     for data in sets:
         for scenario in data.settings.scenarios():
-            for index in data.slices(folder):
+            for index in data.slices(folder)[:max_slices]:
                 coils = f"_coils{data.simulated_coils}" if data.simulated_coils else ""
                 name = f"{Path(data.file).stem}_{index}{coils}_maps{data.num_map_sets}_{scenario.name}"
                 yield name, data, scenario, index
@@ -135,6 +137,7 @@ def evaluate(
     out: Path,
     methods: list[Method],
     sets: tuple[DataSet, ...],
+    max_slices: int | None = None,
     report: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Score what has not been scored yet; return a record per slice, mask, acceleration and method.
@@ -144,11 +147,12 @@ def evaluate(
         out: folder of the JSON files.
         methods: see :func:`bundle_methods`.
         sets: ``FINAL`` or ``VALIDATION``.
+        max_slices: take so many slices of each set; None takes all.
         report: called with a line per slice that was scored.
     """
     out.mkdir(parents=True, exist_ok=True)
     records = []
-    for name, data, scenario, index in cells(folder, sets):
+    for name, data, scenario, index in cells(folder, sets, max_slices):
         files = {method.name: out / f"{name}_{method.name}{method.mark}.json" for method in methods}
         missing = [method for method in methods if not files[method.name].is_file()]
         if missing:

@@ -32,7 +32,7 @@ import torch
 from draw_brain_mri_bundle import draw_examples, draw_residuals, draw_tolerances, save_small
 from evaluate_brain_mri_bundle import FINAL, VALIDATION, bundle_methods, evaluate, tables
 
-from monai_deqkan.data import bundle_folder, copy_bundle, write_kspace
+from monai_deqkan.data import bundle_folder, copy_bundle, image_files, write_kspace
 from monai_deqkan.engines import load_task
 from monai_deqkan.operators import FourierOperator, simulate_kspace, smooth_coil_maps
 from monai_deqkan.transforms import LoadKspaceSlice
@@ -102,7 +102,7 @@ class Run:
         self.shared = options.shared.resolve()
         self.mri = self.shared / "mri"
         self.quick, self.validate, self.methods = options.quick, options.validate, options.methods
-        self.scores = self.out / ("validation" if options.validate else "final")
+        self.scores = self.out / f"{'quick_' * options.quick}{'validation' if options.validate else 'final'}"
         if options.bundle is not None:
             self.bundle = options.bundle.resolve()
         else:
@@ -117,6 +117,10 @@ class Run:
         if not (target / "training_images.csv").is_file():  # written last
             shutil.rmtree(target, ignore_errors=True)
             _call(HERE / "prepare_reconstruction_images.py", target, "--shared", self.shared)
+        if self.quick:
+            for folder in target.glob("*/*"):
+                for path in image_files(folder)[2:]:
+                    path.unlink()
 
     def pretrain(self) -> None:
         """Train the denoiser."""
@@ -156,7 +160,8 @@ class Run:
     def evaluate(self) -> None:
         """Score all methods; write the tables."""
         methods = [m for m in bundle_methods(self.bundle) if self.methods is None or m.name in self.methods]
-        self.records = evaluate(self.mri, self.scores / "cells", methods, VALIDATION if self.validate else FINAL)
+        sets = VALIDATION if self.validate else FINAL
+        self.records = evaluate(self.mri, self.scores / "cells", methods, sets, max_slices=1 if self.quick else None)
         made = tables(self.records)
         self._write("evaluation.json", json.dumps(made))
         print("\n\n".join(made.values()))
@@ -164,9 +169,8 @@ class Run:
     def budget(self) -> None:
         """Score tolerances and budgets."""
         self._heart()
-        words = ["--masks", "random", "equispaced", "--accelerations", 4, 8, "--maps-method", self._maps_method()]
-        words += ["--slices", *range(1 if self.quick else BUDGET_SLICES)]
-        words += ["--max-iter", 20] if self.quick else []
+        words = ["--maps-method", self._maps_method(), "--slices", *range(1 if self.quick else BUDGET_SLICES)]
+        words += ["--masks", "random", "--accelerations", 4, "--max-iter", 2] if self.quick else []
         _call(
             HERE / "bench_reconstruction_budget.py",
             self.bundle,
@@ -223,8 +227,9 @@ class Run:
         out = self.scores / "figures"
         methods = bundle_methods(self.bundle)
         self.evaluate()
-        drawn = draw_examples(self.mri, out, methods, self.records, validate=self.validate)
-        drawn += draw_residuals(self.mri, out, methods, validate=self.validate)
+        few = 1 if self.quick else None
+        drawn = draw_examples(self.mri, out, methods, self.records, validate=self.validate, max_slices=few)
+        drawn += draw_residuals(self.mri, out, methods, validate=self.validate, max_cases=few)
         if any((self.scores / "budget").glob("*.json")):
             drawn.append(draw_tolerances(self.scores / "budget", out))
         for name in ("spread_calibration", "spread_map"):
