@@ -256,6 +256,7 @@ class EstimateSensitivityMapsd(MapTransform):
         max_center_lines: see :class:`EstimateSensitivityMaps`.
         method: see :class:`EstimateSensitivityMaps`.
         allow_missing_keys: whether to skip an absent key.
+        replace: whether maps that the item has already are replaced.
     """
 
     def __init__(
@@ -267,8 +268,11 @@ class EstimateSensitivityMapsd(MapTransform):
         max_center_lines: int = 24,
         method: str = "low_frequency",
         allow_missing_keys: bool = False,
+        *,
+        replace: bool = True,
     ) -> None:
         super().__init__(one_key(keys), allow_missing_keys)
+        self.replace = replace
         self.mask_key = mask_key
         self.maps_key = maps_key
         self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method)
@@ -277,5 +281,7 @@ class EstimateSensitivityMapsd(MapTransform):
         """Add the maps."""
         item = dict(data)
         for key in self.key_iterator(item):
+            if self.maps_key in item and not self.replace:
+                continue
             item[self.maps_key] = self.estimate(item[key], item.get(self.mask_key))
         return item

@@ -69,8 +69,8 @@ class SimulateKspace(RandomizableTransform):
         """
         return self.simulate(image, seed)[0]
 
-    def simulate(self, image: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Simulate k-space as a call does; return it with noise, and without."""
+    def simulate(self, image: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Simulate k-space as a call does; return it with noise, without, and the coil maps ``(K, *space)``."""
         if check_tensor("image", image).is_complex() or image.ndim not in (3, 4) or image.shape[0] != 1:
             raise ValueError(
                 f"`image` must be a magnitude image of shape (1, *space); got {image.dtype} of shape "
@@ -98,7 +98,8 @@ class SimulateKspace(RandomizableTransform):
             snr_db = low + (high - low) * float(torch.rand((), generator=generator))
         magnitude = torch.as_tensor(image, dtype=torch.float32).as_subclass(Tensor).cpu()
         clean = simulate_kspace(magnitude, maps, phase=phase)
-        return (clean if snr_db is None else add_complex_noise(clean, snr_db, generator=generator))[0], clean[0]
+        noisy = clean if snr_db is None else add_complex_noise(clean, snr_db, generator=generator)
+        return noisy[0], clean[0], maps
 
 
 class SimulateKspaced(RandomizableTransform, MapTransform):
@@ -110,6 +111,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         keys: key of the image, one.
         kspace_key: key for the k-space.
         clean_key: key for the same k-space without noise, for a reference; None leaves it out.
+        maps_key: key for the coil maps that were simulated; None leaves them out.
         num_coils: see :class:`SimulateKspace`.
         max_phase: see :class:`SimulateKspace`.
         snr_db: see :class:`SimulateKspace`.
@@ -129,6 +131,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         snr_db: float | Sequence[float] | None = None,
         *,
         clean_key: str | None = None,
+        maps_key: str | None = None,
         item_seed: int | None = None,
         source_key: str = "source",
         slice_key: str = "slice",
@@ -137,7 +140,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, one_key(keys), allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.kspace_key = kspace_key
-        self.clean_key = clean_key
+        self.clean_key, self.maps_key = clean_key, maps_key
         self.item_seed = None if item_seed is None else check_int("item_seed", item_seed, minimum=0)
         self.source_key, self.slice_key = source_key, slice_key
         self.simulate = SimulateKspace(num_coils, max_phase, snr_db)
@@ -153,8 +156,8 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             seed = item_seed_of(item, self.item_seed, self.source_key, self.slice_key)
-            item[self.kspace_key], clean = self.simulate.simulate(item[key], seed)
-            if self.clean_key is not None:
-                item[self.clean_key] = clean
+            item[self.kspace_key], clean, maps = self.simulate.simulate(item[key], seed)
+            extra = {self.clean_key: clean, self.maps_key: maps}
+            item.update({name: value for name, value in extra.items() if name is not None})
             item["simulated"] = True
         return item
