@@ -6,7 +6,7 @@ import torch
 from monai.transforms import Compose
 
 from monai_deqkan.operators import FourierOperator
-from monai_deqkan.transforms import SimulateKspace, SimulateKspaced
+from monai_deqkan.transforms import EstimateSensitivityMapsd, SimulateKspace, SimulateKspaced
 
 
 def image(*space, seed=0):
@@ -87,3 +87,13 @@ def test_the_same_kspace_without_noise_is_kept_by_choice():
     torch.testing.assert_close(rss, image(8, 6), rtol=1e-4, atol=1e-5)
     quiet = SimulateKspaced(num_coils=2, clean_key="clean", item_seed=0)(item)
     assert torch.equal(quiet["kspace"], quiet["clean"])
+
+
+def test_the_simulated_maps_are_kept_by_choice_and_not_estimated_again():
+    item = {"image": image(8, 6), "source": "a.png", "slice": 0}
+    made = SimulateKspaced(num_coils=3, max_phase=0.0, maps_key="maps", item_seed=0)(item)
+    coil_images = FourierOperator(2).adjoint(made["kspace"])
+    torch.testing.assert_close(coil_images, made["maps"] * image(8, 6), rtol=1e-4, atol=1e-5)
+    kept = EstimateSensitivityMapsd(maps_key="maps", replace=False)(made)
+    assert torch.equal(kept["maps"], made["maps"])
+    assert not torch.equal(EstimateSensitivityMapsd(maps_key="maps")(made)["maps"], made["maps"])
