@@ -186,8 +186,8 @@ class ConjugateGradientCell(_PriorCell):
         weight: float = 0.03,
         *,
         contraction: float | None = None,
-        cg_rtol: float = 1e-5,
-        cg_max_iter: int = 30,
+        cg_rtol: float = 1e-4,
+        cg_max_iter: int = 20,
     ) -> None:
         super().__init__(prior, noise_level)
         self.raw_weight = nn.Parameter(_positive(check_range("weight", weight, 0.0, open_low=True)))
@@ -222,6 +222,23 @@ class ConjugateGradientCell(_PriorCell):
             return self.cg_rtol**2, 2 * self.cg_max_iter
         return self.cg_rtol, self.cg_max_iter
 
+    @torch.no_grad()
+    def cg_error(self, dtype: torch.dtype) -> float:
+        r"""Bound what the conjugate gradients leave of their change, relative to it and up to rounding.
+
+        With the condition number :math:`\kappa \le (1 + \lambda) / \lambda`, tolerance :math:`\tau` and :math:`k`
+        iterations at most it is :math:`\kappa \max(\tau, 2 q^k)`, :math:`q = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)`:
+        the residual ends below :math:`\tau` or, by Chebyshev's bound, below :math:`2 q^k` times :math:`\|A^H A\| +
+        \lambda L` times the change, and the smallest eigenvalue is :math:`\lambda L`.
+        """
+        rtol, max_iter = self.cg_limits(dtype)
+        weight = float(self.weight)
+        if weight == 0:
+            return math.inf
+        condition = 1 + 1 / weight
+        rate = (condition**0.5 - 1) / (condition**0.5 + 1)
+        return condition * max(rtol, 2 * rate**max_iter)
+
     def forward(self, z: Tensor, x: Inputs) -> Tensor:
         """Return the next image.
 
@@ -230,15 +247,17 @@ class ConjugateGradientCell(_PriorCell):
             x: the measurement, and the reference image of the shape of ``z``.
         """
         measurement, reference = x
-        image = proximal_step(
-            self.denoise(z, measurement), measurement, self.weight, rtol=self.cg_rtol, max_iter=self.cg_max_iter
-        )
+        rtol, max_iter = self.cg_limits(z.dtype)
+        image = proximal_step(self.denoise(z, measurement), measurement, self.weight, rtol=rtol, max_iter=max_iter)
         return image if self.contraction is None else torch.lerp(reference, image, self.step_weight)
 
     @torch.jit.unused
     @torch.no_grad()
     def certified_contraction(self, x: Inputs | None = None) -> ContractionBound:
-        """Return the product of the bounds of the step's parts; infinite without ``contraction``."""
+        """Return the product of the bounds of the step's parts; infinite without ``contraction``.
+
+        It is the factor of the step with an exact solve; :meth:`cg_error` tells what the conjugate gradients leave.
+        """
         if self.contraction is None:
             return super().certified_contraction(x)
         lipschitz, weight = float(cast(CertifiedMap, self.prior).certified_lipschitz()), float(self.step_weight)
@@ -246,7 +265,8 @@ class ConjugateGradientCell(_PriorCell):
             weight * lipschitz,
             (
                 f"The prior's certified Lipschitz constant is {lipschitz:.4g}, as {type(self.prior).__name__} states.",
-                f"The data consistency is nonexpansive for any mask, up to {self.cg_rtol:g} of its change.",
+                "The data consistency, solved exactly, is nonexpansive for any mask. Of its change the conjugate gradients "
+                f"leave a part of {self.cg_error(self.raw_weight.dtype):.1g} at most.",
                 f"The step is weighted by {weight:.4g} against the reference image.",
             ),
         )
