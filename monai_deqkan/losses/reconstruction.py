@@ -29,7 +29,7 @@ class ReconstructionLoss(nn.Module):
     ``magnitude``       :math:`\big| |\hat y| - |y| \big|`
     ``l1``              :math:`|\hat y - y|`
     ``mse``             :math:`|\hat y - y|^2`
-    ``ssim``            one minus MONAI's SSIM of the magnitudes, which the target's maximum scales
+    ``ssim``            one minus MONAI's SSIM of the magnitudes over the target's maximum (1 if it is empty)
     ==================  ==============================================================================
 
     ``{"perpendicular": 1, "magnitude": 1}`` equals :class:`PerpendicularLoss`. In k-space (centred, orthonormal Fourier
@@ -116,7 +116,7 @@ class ReconstructionLoss(nn.Module):
 
 def _ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
     first, second = prediction.abs(), target.abs()
-    peak = second.flatten(1).amax(dim=1).clamp_min(torch.finfo(second.dtype).tiny)
-    scale = peak.view(-1, *[1] * (second.ndim - 1))
+    peak = second.flatten(1).amax(dim=1)
+    scale = torch.where(peak > 0, peak, 1.0).view(-1, *[1] * (second.ndim - 1))
     loss: Tensor = SSIMLoss(spatial_dims=first.ndim - 1)((first / scale)[:, None], (second / scale)[:, None])
     return loss

@@ -37,6 +37,15 @@ def test_kspace_terms_are_those_of_the_centred_orthonormal_transform(space):
     assert mse[0] == pytest.approx(mse[1])
 
 
+def test_ssim_of_an_empty_target_is_finite():
+    prediction = torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = ReconstructionLoss({"ssim": 1.0})(prediction, torch.zeros(1, 2, 16, 16))
+    loss.backward()
+    assert 0 < float(loss.detach()) <= 1
+    assert bool(prediction.grad.isfinite().all())
+    assert float(prediction.grad.abs().max()) > 0
+
+
 def test_ssim_is_of_magnitudes_scaled_by_the_maximum():
     prediction, target = randn(1, 24, 20).to(torch.complex64), 7 * randn(1, 24, 20, seed=1).to(torch.complex64)
     first, second = (x[0].abs().double().numpy() for x in (prediction, target))
