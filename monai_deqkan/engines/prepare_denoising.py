@@ -11,7 +11,7 @@ from monai.engines import PrepareBatch
 from monai.handlers import IgniteMetricHandler
 from torch import Tensor
 
-from monai_deqkan._checks import check_int, check_range, check_tensor
+from monai_deqkan._checks import check_finite, check_int, check_range, check_tensor
 from monai_deqkan._complex import channels_to_complex, complex_to_channels
 from monai_deqkan.metrics import ReferencePSNRMetric
 
@@ -58,16 +58,18 @@ class PrepareBatchDenoising(PrepareBatch):
         inversion_prob: float = 0.0,
         seed: int | None = None,
     ) -> None:
-        low, high = (check_range("noise_range", end, 0.0, open_low=True) for end in noise_range)
+        if len(noise_range) != 2:
+            raise ValueError(f"`noise_range` must be a lowest and a highest level; got {tuple(noise_range)}.")
+        low, high = (check_range("noise_range", end, 0.0, open_low=True, open_high=True) for end in noise_range)
         if low > high:
             raise ValueError(f"`noise_range` must be a lowest and a highest level; got {tuple(noise_range)}. Turn it.")
         self.takes_noise_level = takes_noise_level
         self.log_range = (math.log(low), math.log(high))
         self.noise_levels = None if noise_levels is None else torch.tensor([float(level) for level in noise_levels])
-        if self.noise_levels is not None and not bool((self.noise_levels > 0).all() and len(self.noise_levels)):
-            raise ValueError(f"`noise_levels` must be positive, one at least; got {noise_levels}.")
+        if self.noise_levels is not None and not (len(self.noise_levels) and all(map(_is_level, self.noise_levels))):
+            raise ValueError(f"`noise_levels` must be positive and finite, one at least; got {noise_levels}.")
         self.phase_prob = check_range("phase_prob", phase_prob, 0.0, 1.0)
-        self.max_phase = check_range("max_phase", max_phase, 0.0)
+        self.max_phase = check_range("max_phase", max_phase, 0.0, open_high=True)
         self.inversion_prob = check_range("inversion_prob", inversion_prob, 0.0, 1.0)
         self.seed = None if seed is None else check_int("seed", seed, minimum=0)
 
@@ -142,6 +144,10 @@ def _as_column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def _is_level(level: Tensor) -> bool:
+    return 0 < float(level) < math.inf
+
+
 def unit_image(image: Tensor) -> Tensor:
     """Return one item's image with a largest magnitude of 1, as real and imaginary part.
 
@@ -152,15 +158,19 @@ def unit_image(image: Tensor) -> Tensor:
         Plain float32 tensor ``(2, *space)``, dimensionless; zeros stay zeros.
 
     Raises:
-        ValueError: if it has neither one channel nor two.
+        ValueError: if it has neither one channel nor two, or a value is not finite.
     """
-    if check_tensor("image", image).shape[0] not in (1, 2):
+    if check_tensor("image", image).ndim < 1 or image.shape[0] not in (1, 2):
         raise ValueError(f"`image` must have shape (1, *space) or (2, *space); got {tuple(image.shape)}.")
     image = image.as_subclass(Tensor).float()
+    check_finite("image", image, "Take broken images out of the data set.")
     if len(image) == 1:
         image = torch.cat((image, torch.zeros_like(image)))
-    peak = image.square().sum(dim=0).amax().sqrt()
-    return image / peak if peak > 0 else image
+    largest = image.abs().amax()
+    if largest == 0:
+        return image
+    image = image / largest  # so that squares stay inside float32's range, whatever the unit
+    return image / image.square().sum(dim=0).amax().sqrt()
 
 
 def denoising_metrics(noise_levels: Sequence[float]) -> dict[str, IgniteMetricHandler]:

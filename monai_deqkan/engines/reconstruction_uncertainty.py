@@ -95,17 +95,25 @@ def resampled_spread(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     data = as_complex(check_tensor("kspace", kspace).as_subclass(Tensor))
     spatial_dims = data.ndim - 2
-    mask = infer_mask(data, spatial_dims) if mask is None else mask.as_subclass(Tensor) != 0
+    mask = infer_mask(data, spatial_dims) if mask is None else check_tensor("mask", mask).as_subclass(Tensor) != 0
+    masks = mask.split(1) if len(mask) > 1 else [mask] * len(data)
     deviation = _noise_levels(data, mask, noise_level) if method == "noise" else None
+    # Each sample draws as if it were alone: its spread does not depend on the others of its batch.
+    generators = [generator, *(generator.clone_state() for _ in data[1:])]
 
     def samples() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(num_samples):
             if deviation is None:
-                kept = drop_lines(data, mask, drop_share, spatial_dims=spatial_dims, generator=generator)
+                parts = [
+                    drop_lines(part, own, drop_share, spatial_dims=spatial_dims, generator=source)
+                    for part, own, source in zip(data.split(1), masks, generators, strict=True)
+                ]
+                kept = torch.cat(parts)
                 yield data * kept, kept
             else:
                 # torch.randn gives a complex normal with E|n|^2 = 1, so a variance of 1/2 in each part.
-                noise = torch.randn(data.shape, dtype=data.dtype, generator=generator).to(data.device)
+                drawn = [torch.randn(data.shape[1:], dtype=data.dtype, generator=source) for source in generators]
+                noise = torch.stack(drawn).to(data.device)
                 yield data + noise * deviation * (mask & (data != 0)), mask
 
     image = network(data, mask, sensitivity_maps).as_subclass(Tensor)
@@ -162,9 +170,9 @@ class SpreadInferer(Inferer):
         self.method = check_choice("method", method, ("noise", "mask", "ensemble"))
         self.num_samples = check_int("num_samples", num_samples, minimum=2)
         self.drop_share = check_range("drop_share", drop_share, 0.0, 1.0, open_low=True, open_high=True)
-        self.factor = check_range("factor", factor, 0.0)
+        self.factor = check_range("factor", factor, 0.0, open_high=True)
         self.others = tuple(others)
-        self.seed = seed
+        self.seed = check_int("seed", seed, minimum=0)
         if (method == "ensemble") != bool(self.others):
             raise ValueError(
                 f"`others` belong to the method 'ensemble', which needs at least one; got {len(self.others)} with "
@@ -347,9 +355,12 @@ def _noise_levels(kspace: Tensor, mask: Tensor, noise_level: float | Tensor | No
                 f"`noise_level` must be one number or have shape {tuple(kspace.shape[:2])}, one per sample and coil; "
                 f"got {tuple(noise_level.shape)}."
             )
+        if not bool(((noise_level >= 0) & noise_level.isfinite()).all()):
+            raise ValueError("`noise_level` must be finite and not negative for every sample and coil.")
         level = noise_level.to(kspace.real)
     else:
-        level = torch.full(kspace.shape[:2], check_range("noise_level", noise_level, 0.0)).to(kspace.real)
+        given = check_range("noise_level", noise_level, 0.0, open_high=True)
+        level = torch.full(kspace.shape[:2], given).to(kspace.real)
     return 2**0.5 * level.view(*kspace.shape[:2], *[1] * (kspace.ndim - 2))
 
 

@@ -103,7 +103,7 @@ def drop_lines(
             offset = (torch.arange(size, device=mask.device) - size // 2).abs()
             inside = 2 * offset <= widths[:, axis, None].to(offset.device)
             central = central & inside.view(-1, 1, *(size if other == axis else 1 for other in range(spatial_dims)))
-    kept = mask.expand(kspace.shape[0], *mask.shape[1:]).clone()
+    kept = mask.expand(kspace.shape[0], *mask.shape[1:]).clone(memory_format=torch.contiguous_format)
     removable = (mask & ~central).expand_as(kept)
     for sample in range(kept.shape[0]):
         places = removable[sample].flatten().nonzero().flatten()

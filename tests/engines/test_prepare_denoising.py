@@ -87,6 +87,9 @@ def test_unit_image():
     assert real.dtype == torch.float32
     assert unit_image(torch.tensor([[[3.0]], [[4.0]]])).flatten().tolist() == pytest.approx([0.6, 0.8])
     assert unit_image(torch.zeros(1, 2, 2)).abs().max() == 0
+    for unit in (1e-30, 1e30):
+        scaled = unit_image(unit * torch.tensor([[[3.0, 0.0]], [[4.0, 1.0]]]))
+        torch.testing.assert_close(scaled, torch.tensor([[[0.6, 0.0]], [[0.8, 0.2]]]))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +98,15 @@ def test_unit_image():
         (lambda: PrepareBatchDenoising()({"kspace": 1}), KeyError, "'image'"),
         (lambda: PrepareBatchDenoising()({"image": torch.zeros(1, 3, 4, 4)}), ValueError, "shape"),
         (lambda: PrepareBatchDenoising(noise_range=(0.2, 0.1)), ValueError, "lowest"),
+        (lambda: PrepareBatchDenoising(noise_range=(0.2,)), ValueError, "lowest"),
+        (lambda: PrepareBatchDenoising(noise_range=(0.2, math.inf)), ValueError, "noise_range"),
+        (lambda: PrepareBatchDenoising(max_phase=math.inf), ValueError, "max_phase"),
         (lambda: PrepareBatchDenoising(noise_levels=[]), ValueError, "one at least"),
+        (lambda: PrepareBatchDenoising(noise_levels=[0.1, math.inf]), ValueError, "finite"),
         (lambda: PrepareBatchDenoising(phase_prob=2.0), ValueError, "phase_prob"),
         (lambda: unit_image(torch.zeros(3, 2, 2)), ValueError, "shape"),
+        (lambda: unit_image(torch.tensor(1.0)), ValueError, "shape"),
+        (lambda: unit_image(torch.tensor([[1.0, math.nan]])), ValueError, "finite"),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

@@ -72,8 +72,8 @@ def test_line_spread_is_the_deviation_over_the_drawn_masks():
     found = resampled_spread(ZeroFilled(), kspace * mask, mask, maps, method="mask", num_samples=5, drop_share=0.4)
     generator = torch.Generator().manual_seed(0)
     images = []
-    for _ in range(5):
-        kept = drop_lines(kspace * mask, mask, 0.4, generator=generator)
+    for _ in range(5):  # the same lines for both samples, as each draws as if it were alone
+        kept = drop_lines(kspace[:1] * mask, mask, 0.4, generator=generator)
         images.append(FourierOperator(2).adjoint(kspace * kept)[:, 0].abs())
     torch.testing.assert_close(found.spread[:, 0], torch.stack(images).std(dim=0), atol=1e-5, rtol=1e-4)
 
@@ -161,8 +161,32 @@ def test_inferer_gives_image_and_spread_times_factor():
         ({"drop_share": 1.0}, "drop_share"),
         ({"method": "ensemble"}, "`others` belong to the method 'ensemble'"),
         ({"others": [ZeroFilled()]}, "`others` belong to the method 'ensemble'"),
+        ({"factor": float("inf")}, "factor"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         SpreadInferer(**settings)
+
+
+@pytest.mark.parametrize("method", ["noise", "mask"])
+def test_spread_of_a_sample_does_not_depend_on_its_batch(method):
+    kspace, _, maps = bright(3)
+    masks = torch.stack(
+        [random_mask(20, 1.5, 0.2, generator=torch.Generator().manual_seed(seed)).view(1, 1, -1) for seed in range(3)]
+    )
+    settings = {"method": method, "num_samples": 3, "drop_share": 0.5}
+    together = resampled_spread(ZeroFilled(), kspace * masks, masks, maps, **settings)
+    for row in range(3):
+        own = slice(row, row + 1)
+        alone = resampled_spread(ZeroFilled(), (kspace * masks)[own], masks[own], maps[own], **settings)
+        torch.testing.assert_close(together.spread[own], alone.spread, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [float("nan"), -1.0, float("inf")])
+def test_noise_levels_out_of_range_are_refused(level):
+    kspace, _, maps = bright(1)
+    for given in (level, torch.full((1, 1), level)):
+        with pytest.raises(ValueError, match="`noise_level` must"):
+            resampled_spread(ZeroFilled(), kspace, torch.ones(1, 1, 1, 20), maps, noise_level=given)

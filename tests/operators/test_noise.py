@@ -79,3 +79,16 @@ def test_dropping_from_a_mask_in_a_plane_leaves_the_other_axes_alone():
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ValueError, match="drop_share"):
         drop_lines(noise((1, 1, 4, 8)), None, share)
+
+
+def test_dropped_lines_of_a_transposed_mask():
+    mask = (torch.arange(20) % 2 == 0).view(1, 1, -1, 1).repeat(1, 1, 1, 16)
+    mask[..., 8:13, :] = True
+    across = mask.transpose(2, 3)  # dense, not contiguous
+    found = [
+        drop_lines(noise((2, 1, 16, 20)), given, 0.5, generator=torch.Generator().manual_seed(0))
+        for given in (across, across.contiguous())
+    ]
+    assert torch.equal(*found)
+    assert not bool((found[0] & ~across).any())
+    assert int(found[0].sum()) < 2 * int(mask.sum())

@@ -78,7 +78,10 @@ class Reconstructor(nn.Module):
         )
         with torch.no_grad(), torch.autocast(kspace.device.type, enabled=False):
             if sensitivity_maps is not None:
-                sensitivity_maps = as_complex(sensitivity_maps, "sensitivity_maps").detach().to(kspace.dtype)
+                sensitivity_maps = as_complex(check_tensor("sensitivity_maps", sensitivity_maps), "sensitivity_maps")
+                # They would end as an image of zeros: a solve goes back to its last finite iterate.
+                check_finite("sensitivity_maps", torch.view_as_real(sensitivity_maps), "Set them to zero there.")
+                sensitivity_maps = sensitivity_maps.detach().to(kspace.dtype)
             else:
                 sensitivity_maps = self._estimated_maps(kspace, mask)
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
@@ -97,7 +100,7 @@ class Reconstructor(nn.Module):
 
     def _checked(self, kspace: Tensor) -> Tensor:
         kspace = as_complex(check_tensor("kspace", kspace).as_subclass(Tensor))
-        if kspace.ndim != self.spatial_dims + 2:
+        if kspace.ndim != self.spatial_dims + 2 or 0 in kspace.shape:
             raise ValueError(
                 f"`kspace` must have shape (B, K, {', '.join('DHW'[3 - self.spatial_dims :])}), complex, or with a "
                 f"last axis of 2; got {tuple(kspace.shape)}. Single-coil data need a coil axis of size 1."

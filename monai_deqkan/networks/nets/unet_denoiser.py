@@ -61,9 +61,9 @@ class UNetDenoiser(nn.Module):
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = check_int("channels", channels)
         check_int("num_blocks", num_blocks)
+        if not isinstance(features, Sequence) or len(features) < 2:
+            raise ValueError(f"`features` must name the channels of at least two levels; got {features!r}.")
         widths = [check_int("features", width) for width in features]
-        if len(widths) < 2:
-            raise ValueError(f"`features` must have at least two levels; got {tuple(features)}.")
         self.takes_noise_level = not blind
         convolution, transposed = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
 
@@ -85,7 +85,7 @@ class UNetDenoiser(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new weights: He's normal ones, and small ones where a branch ends, so that it starts as the identity."""
+        """Draw normal weights that keep the variance, ten times smaller ones where a branch ends: near the identity."""
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
@@ -118,6 +118,11 @@ class UNetDenoiser(nn.Module):
         x = image
         if noise_level is not None:
             level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device)
+            if level.numel() not in (1, len(image)):
+                raise ValueError(
+                    f"`noise_level` must be one number, or have shape ({len(image)},), one per sample; got "
+                    f"{tuple(level.shape)}."
+                )
             level = level.reshape(-1, 1, *[1] * self.spatial_dims)
             x = torch.cat((x, level.expand(len(image), 1, *image.shape[2:])), dim=1)
         x = self.head(self._padded(x))

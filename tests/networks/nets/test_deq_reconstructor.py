@@ -264,6 +264,12 @@ def test_wrong_arguments_are_named():
         network(kspace, mask[0])
     with pytest.raises(ValueError, match="maps"):
         network(kspace, mask, maps[:, :3])
+    with pytest.raises(ValueError, match=r"`sensitivity_maps` must be finite.*Set them to zero"):
+        network(kspace, mask, maps * float("nan"))
+    with pytest.raises(TypeError, match=r"`sensitivity_maps` must be a torch.Tensor; got ndarray"):
+        network(kspace, mask, maps.numpy())
+    with pytest.raises(ValueError, match=r"`kspace` must have shape .*got \(0, 4, 24, 20\)"):
+        network(kspace[:0], mask, maps)
     with pytest.raises(
         ValueError, match=r"`prior` must be one of ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'"
     ):

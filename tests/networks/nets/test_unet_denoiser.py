@@ -116,6 +116,7 @@ def test_export_and_reload(tmp_path) -> None:
     [
         ({"spatial_dims": 1}, "spatial_dims"),
         ({"features": (8,)}, "at least two levels"),
+        ({"features": 8}, "at least two levels; got 8"),
         ({"features": (8, 0)}, "features"),
         ({"num_blocks": 0}, "num_blocks"),
         ({"channels": 0}, "channels"),
@@ -132,6 +133,8 @@ def test_wrong_inputs_are_named() -> None:
         small()(x)
     with pytest.raises(ValueError, match="blind"):
         small(blind=True)(x, 0.1)
+    with pytest.raises(ValueError, match=r"one per sample; got \(2,\)"):
+        small()(x, torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="`image` must have shape"):
         small()(x[0], 0.1)
     with pytest.raises(ValueError, match="`image` must have shape"):
