@@ -30,7 +30,8 @@ class EquilibriumError:
     Attributes:
         certified_factor: proven contraction factor of the cell with these data; infinite where nothing is proven.
         error_bound: relative residual over one minus that factor, float64 ``(B,)``: proven up to rounding, see
-            :meth:`~monai_deqkan.networks.Certificate.error_bound`; infinite where the factor is not below one.
+            :meth:`~monai_deqkan.networks.Certificate.error_bound`, and up to what solves inside the cell leave, see
+            its assumptions; infinite where the factor is not below one.
         estimated_error: see :meth:`EquilibriumProbe.errors`; not proven. Float64 ``(B,)``; NaN where not asked for.
     """
 
@@ -95,8 +96,8 @@ class EquilibriumProbe:
     def errors(self, *, estimate: bool = False) -> EquilibriumError | None:
         r"""Return the errors of the noted equilibrium; None unless the block solved exactly one.
 
-        The estimate goes on from the state :math:`z` to a tenth of its residual, with the layer's own solver and limit
-        of evaluations. If the error falls as the residual :math:`r` does,
+        The estimate goes on from the state :math:`z` to a tenth of its residual (in a batch, of the smallest one), with
+        the layer's own solver and limit of evaluations. If the error falls as the residual :math:`r` does,
 
         .. math:: \|z - z^*\| \approx \frac{\|z - z'\|}{1 - r' / r},
 
@@ -104,7 +105,7 @@ class EquilibriumProbe:
         where no smaller residual was reached.
 
         Args:
-            estimate: whether to make the estimate, which takes up to as many evaluations as the solve did.
+            estimate: whether to make the estimate, which takes up to as many evaluations as the solver's limit.
         """
         if len(self._calls) != 1 or len(self._calls[0][3]) != 1:
             return None

@@ -78,14 +78,16 @@ def proximal_step(image: Tensor, measurement: Measurement, weight: Tensor, *, rt
               = (A^H A + \lambda L)^{-1} (A^H y + \lambda L\, x)
 
     by conjugate gradients that start at ``x``; differentiable any number of times, by another such solve, so memory
-    does not grow with its iterations. Firmly nonexpansive in ``x`` for any mask, up to ``rtol``.
+    does not grow with its iterations. Solved exactly it is firmly nonexpansive in ``x`` for any mask. A solve to
+    ``rtol`` leaves at most :math:`(1 + \lambda) / \lambda` times ``rtol`` of the change, one that ends at ``max_iter``
+    more.
 
     Args:
         image: two channels ``(B, 2, *space)``.
         measurement: the batch's measurement.
         weight: :math:`\lambda > 0`, dimensionless: a number, shape ``()``.
-        rtol: relative tolerance of the solve, against its right-hand side; at least ten times the rounding of the dtype
-            is asked for.
+        rtol: relative tolerance of the solve for the change, against its right-hand side :math:`A^H y - A^H A x`; at
+            least ten times the rounding of the dtype is asked for.
         max_iter: most iterations.
 
     Returns:

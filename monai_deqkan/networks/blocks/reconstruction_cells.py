@@ -20,6 +20,7 @@ Inputs = tuple[Measurement, Tensor]
 # A step of Adam moves each parameter by about the learning rate, which is small for the sake of the prior. Positive
 # numbers of the step should be free to change by factors.
 _SPEED = 10.0
+_LOG_LIMIT = 20.0  # numbers stay within 2e-9 and 5e8
 
 
 class _PriorCell(nn.Module):
@@ -39,7 +40,7 @@ class _PriorCell(nn.Module):
         self.prior = prior
         self.raw_noise_level: nn.Parameter | None = None
         if getattr(prior, "takes_noise_level", False):
-            self.raw_noise_level = nn.Parameter(_positive(noise_level))
+            self.raw_noise_level = nn.Parameter(_raw(noise_level))
 
     def initial_state(self, x: Inputs) -> Tensor:
         """Start from the reference image."""
@@ -48,7 +49,7 @@ class _PriorCell(nn.Module):
     @property
     def noise_level(self) -> Tensor | None:
         """The learned noise level of a prior that asks for one; its unit is that of the normalized image."""
-        return None if self.raw_noise_level is None else (_SPEED * self.raw_noise_level).exp()
+        return None if self.raw_noise_level is None else _positive(self.raw_noise_level)
 
     def denoise(self, image: Tensor, measurement: Measurement) -> Tensor:
         """Apply the prior to ``(B, 2, *space)``, or to each map set's image of ``(B, 2, M, *space)``."""
@@ -127,13 +128,13 @@ class GradientCell(_PriorCell):
 
     def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1, weight: float = 0.3) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_positive(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(_raw(check_range("weight", weight, 0.0, open_low=True)))
         self.raw_step_size = nn.Parameter(torch.tensor(4.0))
 
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior, positive."""
-        return (_SPEED * self.raw_weight).exp()
+        return _positive(self.raw_weight)
 
     @property
     def step_size(self) -> Tensor:
@@ -168,7 +169,7 @@ class ConjugateGradientCell(_PriorCell):
         contraction: bound :math:`c` of the contraction factor, in ``(0, 1)``; None for none.
         cg_rtol: relative tolerance of the conjugate gradients, against what they have to add to :math:`D(x)`; in
             float64, where one wants solutions beyond float32's reach, its square.
-        cg_max_iter: most iterations of the conjugate gradients; twice as many in float64.
+        cg_max_iter: most iterations of the conjugate gradients; five times as many in float64.
 
     Raises:
         ValueError: for a number out of range, or if ``contraction`` is asked for with a prior that is not certified.
@@ -190,7 +191,7 @@ class ConjugateGradientCell(_PriorCell):
         cg_max_iter: int = 20,
     ) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_positive(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(_raw(check_range("weight", weight, 0.0, open_low=True)))
         self.cg_rtol = check_range("cg_rtol", cg_rtol, 0.0, open_low=True)
         self.cg_max_iter = check_int("cg_max_iter", cg_max_iter)
         self.contraction = contraction
@@ -206,7 +207,7 @@ class ConjugateGradientCell(_PriorCell):
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior against the data, positive."""
-        return (_SPEED * self.raw_weight).exp()
+        return _positive(self.raw_weight)
 
     @property
     def step_weight(self) -> Tensor:
@@ -219,23 +220,20 @@ class ConjugateGradientCell(_PriorCell):
     def cg_limits(self, dtype: torch.dtype) -> tuple[float, int]:
         """Return tolerance and most iterations of the conjugate gradients for images of a dtype."""
         if dtype == torch.float64:
-            return self.cg_rtol**2, 2 * self.cg_max_iter
+            return self.cg_rtol**2, 5 * self.cg_max_iter
         return self.cg_rtol, self.cg_max_iter
 
     @torch.no_grad()
     def cg_error(self, dtype: torch.dtype) -> float:
         r"""Bound what the conjugate gradients leave of their change, relative to it and up to rounding.
 
-        With the condition number :math:`\kappa \le (1 + \lambda) / \lambda`, tolerance :math:`\tau` and :math:`k`
-        iterations at most it is :math:`\kappa \max(\tau, 2 q^k)`, :math:`q = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)`:
-        the residual ends below :math:`\tau` or, by Chebyshev's bound, below :math:`2 q^k` times :math:`\|A^H A\| +
-        \lambda L` times the change, and the smallest eigenvalue is :math:`\lambda L`.
+        It is :math:`\kappa \max(\tau, 2 q^k)` with tolerance :math:`\tau`, :math:`k` iterations at most, the condition
+        number :math:`\kappa \le (1 + \lambda) / \lambda` and :math:`q = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)`: the
+        residual ends below :math:`\tau` or, by Chebyshev's bound, :math:`2 q^k` times the largest eigenvalue times the
+        change, and the error is at most the residual over the smallest eigenvalue.
         """
         rtol, max_iter = self.cg_limits(dtype)
-        weight = float(self.weight)
-        if weight == 0:
-            return math.inf
-        condition = 1 + 1 / weight
+        condition = 1 + 1 / float(self.weight)
         rate = (condition**0.5 - 1) / (condition**0.5 + 1)
         return condition * max(rtol, 2 * rate**max_iter)
 
@@ -265,13 +263,18 @@ class ConjugateGradientCell(_PriorCell):
             weight * lipschitz,
             (
                 f"The prior's certified Lipschitz constant is {lipschitz:.4g}, as {type(self.prior).__name__} states.",
-                "The data consistency, solved exactly, is nonexpansive for any mask. Of its change the conjugate gradients "
-                f"leave a part of {self.cg_error(self.raw_weight.dtype):.1g} at most.",
+                "The data consistency, solved exactly, is nonexpansive for any mask. Conjugate gradients leave a part "
+                f"of {self.cg_error(self.raw_weight.dtype):.1g} of its change at most.",
                 f"The step is weighted by {weight:.4g} against the reference image.",
             ),
         )
 
 
-def _positive(value: float) -> Tensor:
-    """Return the parameter of a positive number, which is ``exp(_SPEED * parameter)``."""
+def _positive(raw: Tensor) -> Tensor:
+    """Return the positive number of a parameter, finite whatever its optimizer did."""
+    return (_SPEED * raw).clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
+
+
+def _raw(value: float) -> Tensor:
+    """Return the parameter of a positive number."""
     return torch.tensor(math.log(value) / _SPEED)

@@ -228,6 +228,27 @@ def test_certified_cg_form_contracts_as_it_says_and_the_others_promise_nothing()
         assert "need not exist" in other.certified_contraction().assumptions[0]
 
 
+@pytest.mark.parametrize("weight", [1e-4, 0.01, 0.03, 1.0])
+def test_conjugate_gradients_leave_less_than_their_bound(weight: float) -> None:
+    shape = (12, 10)
+    measurement, reference = scene(shape)
+    denoiser, left = LinearDenoiser(shape), {}
+    normal, back, curvature = dense(measurement, shape)
+    for dtype in (torch.float64, torch.float32):
+        cell = ConjugateGradientCell(denoiser, weight=weight).double()
+        limits = cell.cg_limits(dtype)
+        cell.cg_limits = lambda _, limits=limits: limits  # those of float32 without its rounding
+        matrix, offset = step_matrix(cell, normal, back, curvature)
+        exact = (matrix @ reference.flatten(1)[..., None] + offset)[..., 0].view_as(reference)
+        with torch.no_grad():
+            error = (cell(reference, (measurement, reference)) - exact).flatten(1).norm(dim=1)
+            left[dtype] = float((error / (exact - denoiser(reference)).flatten(1).norm(dim=1)).max())
+        assert left[dtype] <= cell.cg_error(dtype)
+    assert left[torch.float64] < 1e-2 * left[torch.float32]
+    if weight > 1e-3:  # as near as solutions to 1e-7 need
+        assert left[torch.float64] < 1e-6
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_equilibrium_of_an_untold_denoiser_scales_with_the_data(name: str) -> None:
     torch.manual_seed(0)
