@@ -172,3 +172,25 @@ def test_arguments_are_checked():
         JacobianRegularizedLoss(nn.MSELoss(), DEQLayer(Cell()), weight=-1.0)
     with pytest.raises(ValueError, match="num_probes"):
         JacobianLoss(0)
+
+
+def test_power_iterations_find_the_largest_eigenvalue_and_leave_what_is_below_the_bound():
+    torch.manual_seed(0)
+    matrix = torch.diag(torch.tensor([1.5, 0.5, 0.4, 0.3], dtype=torch.float64))
+
+    def cell(z: torch.Tensor) -> torch.Tensor:
+        return z @ matrix.T
+
+    z = torch.zeros(3, 4, dtype=torch.float64)
+    loss = JacobianLoss(power_iterations=30, bound=0.9)
+    assert float(loss(cell, z)) == pytest.approx(0.6**2, rel=1e-6)
+    assert float(JacobianLoss(power_iterations=30, bound=1.6)(cell, z)) == 0.0
+
+
+def test_its_gradient_pulls_the_largest_eigenvalue_down_alone():
+    torch.manual_seed(0)
+    slopes = torch.tensor([1.5, 0.5], dtype=torch.float64, requires_grad=True)
+    JacobianLoss(power_iterations=40, bound=0.9)(
+        lambda z: z * slopes, torch.zeros(2, 2, dtype=torch.float64)
+    ).backward()
+    torch.testing.assert_close(slopes.grad, torch.tensor([1.2, 0.0], dtype=torch.float64), atol=1e-6, rtol=1e-6)
