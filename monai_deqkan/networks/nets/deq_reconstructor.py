@@ -126,7 +126,7 @@ class DEQReconstructor(Reconstructor):
     - ``"prox"`` (DE-Prox) and ``"grad"`` (DE-Grad): :class:`~monai_deqkan.networks.blocks.ProximalCell` and
       :class:`~monai_deqkan.networks.blocks.GradientCell`; without a certificate.
 
-    A form without a certificate takes any prior and reconstructs better; whether it converged is told per sample by a
+    A form without a certificate takes any prior, but need not converge: whether it did is told per sample by a
     :class:`~monai_deqkan.solvers.SolveRecorder`.
 
     Args:

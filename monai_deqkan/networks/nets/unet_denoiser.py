@@ -1,4 +1,4 @@
-"""A U-shaped denoiser without biases: a stronger prior than a stack of convolutions of the same size."""
+"""A U-shaped denoiser without biases."""
 
 from __future__ import annotations
 
