@@ -58,15 +58,11 @@ SAMPLING: dict[str, Any] = {
     "maps_method": "espirit",
     "crop_size": [160, 160],
 }
-# Not enough yet for weights to ship: docs/reference/reconstruction-studies.md. Without the penalty on the growing
-# direction the iteration diverged within 100 steps; with the mean of squares (no power iterations) at 0.1 it blurred.
+# Not tried at this length. Shorter trainings gave no weights to ship: docs/reference/reconstruction-studies.md.
 TRAINING: dict[str, Any] = {
     "simulated_maps": True,
     "num_coils": [1, 4, 8],
     "snr_db": [30.0, 60.0],
-    "jacobian_weight": 1.0,
-    "jacobian_power_iterations": 4,
-    "jacobian_bound": 0.85,
     "max_epochs": 40,
     "patience": 40,
     "epoch_length": 200,
