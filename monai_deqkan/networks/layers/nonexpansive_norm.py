@@ -40,6 +40,7 @@ class NonexpansiveGroupNorm(nn.GroupNorm):
         ValueError: if the channels do not divide into the groups, or ``eps`` is not positive.
 
     Example:
+        >>> import torch
         >>> NonexpansiveGroupNorm(1, 2)(torch.tensor([[[0.0], [2.0]]])).flatten().detach()
         tensor([-0.7071,  0.7071])
 
