@@ -39,7 +39,7 @@ PHOTOGRAPHS = {
 }
 XRAYS = {"chest_xray_pneumonia": {"train": 500, "val": 20}, "tb_chest_xray": {"train": None, "val": 20}}
 ORIGINS = {
-    "mni152": ("ICBM 152 2009 nonlinear symmetric template, Fonov et al. 2011, in nilearn", "MNI/McGill, free use"),
+    "mni152": ("ICBM 152 2009 nonlinear symmetric template, Fonov et al. 2011, in nilearn", "see the home page"),
     "scikit_image": ("photographs of scikit-image (skimage.data)", "CC0 or public domain"),
     "chest_xray_pneumonia": ("Kermany et al. 2018, chest X-rays, Mendeley Data rscbjbr9sj", "CC BY 4.0"),
     "tb_chest_xray": ("Shenzhen chest X-ray set, US National Library of Medicine", "free with citation"),

@@ -56,7 +56,7 @@ class Reconstructor(nn.Module):
 
         Args:
             kspace: measured k-space, zero where nothing was measured: complex ``(B, K, *space)`` or real
-                ``(B, K, *space, 2)``, in any unit.
+                ``(B, K, *space, 2)``, in any unit; worked on in the precision of the weights.
             mask: where it was measured, shape ``(B, K, *space)`` with any axis of size one; by default inferred from
                 the columns of k-space that are not zero.
             sensitivity_maps: complex ``(B, K, *space)``, constants like the k-space: no gradient flows to them; by
@@ -106,7 +106,9 @@ class Reconstructor(nn.Module):
                 f"last axis of 2; got {tuple(kspace.shape)}. Single-coil data need a coil axis of size 1."
             )
         check_finite("kspace", torch.view_as_real(kspace), "Remove broken slices before reconstruction.")
-        return kspace.detach().to(torch.complex128 if kspace.dtype == torch.complex128 else torch.complex64)
+        # In the precision of the weights: NumPy's transforms give complex128 to whoever does not ask.
+        is_double = any(parameter.dtype == torch.float64 for parameter in self.parameters())
+        return kspace.detach().to(torch.complex128 if is_double else torch.complex64)
 
 
 class DEQReconstructor(Reconstructor):

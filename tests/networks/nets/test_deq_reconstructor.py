@@ -392,3 +392,14 @@ def test_certified_conjugate_gradients_contract_and_say_so():
         small(form="prox", contraction=0.9)
     with pytest.raises(ValueError, match=r"`form` must be one of .*Did you mean 'prox'"):
         small(form="proxx")
+
+
+def test_kspace_of_another_precision_is_worked_on_in_that_of_the_weights() -> None:
+    torch.manual_seed(0)
+    network = DEQReconstructor(2, num_layers=1, features=2).eval()
+    kspace = torch.randn(1, 2, 16, 16, dtype=torch.complex128)
+    with torch.no_grad():
+        single = network(kspace)
+        torch.testing.assert_close(single, network(kspace.to(torch.complex64)))
+        double = network.double()(kspace.to(torch.complex64))
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
