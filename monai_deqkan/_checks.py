@@ -75,6 +75,15 @@ def check_shape(name: str, value: Tensor, axes: Sequence[str | int], advice: str
         raise ValueError(f"`{name}` must have shape ({expected}); got {shape}.{_advice(advice)}")
 
 
+def check_same_shape(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    """Raise an error unless two values are tensors of one shape."""
+    if check_tensor(first_name, first).shape != check_tensor(second_name, second).shape:
+        raise ValueError(
+            f"`{first_name}` and `{second_name}` must have one shape; got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
+
+
 def check_finite(name: str, value: Tensor, advice: str = "") -> None:
     """Check that no element is NaN or infinite.
 

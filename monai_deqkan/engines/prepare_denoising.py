@@ -14,6 +14,7 @@ from torch import Tensor
 from monai_deqkan._checks import check_finite, check_int, check_range, check_tensor
 from monai_deqkan._complex import channels_to_complex, complex_to_channels
 from monai_deqkan.metrics import ReferencePSNRMetric
+from monai_deqkan.operators.simulate import quadratic_terms
 
 __all__ = ["PrepareBatchDenoising", "denoising_metrics", "unit_image"]
 
@@ -116,9 +117,7 @@ class PrepareBatchDenoising(PrepareBatch):
         """Return unit complex numbers ``(B, *space)``."""
         space = image.shape[1:]
         axes = [torch.linspace(-1, 1, size, device=image.device) for size in space]
-        grid = torch.meshgrid(*axes, indexing="ij")
-        terms = [torch.ones_like(grid[0]), *grid]
-        terms += [first * second for i, first in enumerate(grid) for second in grid[i:]]
+        terms = quadratic_terms(torch.meshgrid(*axes, indexing="ij"))
         phase = torch.einsum("bt,t...->b...", draw.normal(len(image), len(terms)), torch.stack(terms))
         size = self.max_phase * draw.uniform(len(image)) * (draw.uniform(len(image)) < self.phase_prob)
         phase = phase * _as_column(size / phase.flatten(1).abs().amax(dim=1), phase)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_deqkan._checks import did_you_mean
 from monai_deqkan.engines.bundle import load_weights
@@ -22,7 +22,7 @@ from monai_deqkan.solvers import SolveRecorder
 from monai_deqkan.transforms import NormalizeKspace
 from monai_deqkan.variational import cg_sense, tv_sense, wavelet_sense
 
-__all__ = ["RIVALS", "Reconstruction", "ReconstructionMethod", "TunedWeights", "load_method"]
+__all__ = ["RIVALS", "Reconstruction", "ReconstructionMethod", "TunedWeights", "load_method", "load_reconstructor"]
 
 Reconstruct = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, bool | None]]
 
@@ -113,19 +113,8 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
     """
     if str(name) in RIVALS:
         return RIVALS[str(name)]
-    path = Path(name).expanduser()
-    root = _bundle_of(path) if path.is_file() and path.suffix == ".pt" else path
-    config = root / "configs" / "inference.json"
-    if not config.is_file():
-        raise ValueError(
-            f"`methods` may name {', '.join(RIVALS)}, a bundle's folder or its models/model.pt; got {str(name)!r}, "
-            f"where there is no configs/inference.json.{did_you_mean(name, RIVALS)}"
-        )
-    weights = path if path.is_file() else root / "models" / "model.pt"
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser.update({"bundle_root": str(root), "ckpt_dir": str(weights.parent), "device": torch.device(device)})
-    network = load_weights(parser.get_parsed_content("network"), weights).to(device).eval()
+    root, weights = _find_model(name)
+    network = load_reconstructor(name, device)
     normalize = NormalizeKspace()
 
     def run(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float) -> tuple[Tensor, bool | None]:
@@ -139,6 +128,28 @@ def load_method(name: str | Path, device: torch.device | str = "cpu") -> Reconst
 
     below = weights.parent.absolute().relative_to(root.absolute()).parts[1:]
     return ReconstructionMethod("/".join((root.resolve().name, *below)), run)
+
+
+def load_reconstructor(name: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Return the network of a trained bundle in evaluation mode; arguments and errors as of :func:`load_method`."""
+    root, weights = _find_model(name)
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "inference.json"))
+    parser.update({"bundle_root": str(root), "ckpt_dir": str(weights.parent), "device": torch.device(device)})
+    return load_weights(parser.get_parsed_content("network"), weights).to(device).eval()
+
+
+def _find_model(name: str | Path) -> tuple[Path, Path]:
+    """Return the folder of a bundle and the weights file in it that a name stands for."""
+    path = Path(name).expanduser()
+    root = _bundle_of(path) if path.is_file() and path.suffix == ".pt" else path
+    config = root / "configs" / "inference.json"
+    if not config.is_file():
+        raise ValueError(
+            f"`methods` may name {', '.join(RIVALS)}, a bundle's folder or its models/model.pt; got {str(name)!r}, "
+            f"where there is no configs/inference.json.{did_you_mean(name, RIVALS)}"
+        )
+    return root, path if path.is_file() else root / "models" / "model.pt"
 
 
 def _bundle_of(weights: Path) -> Path:

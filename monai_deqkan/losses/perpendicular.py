@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from monai_deqkan._checks import check_choice, check_range, check_tensor
+from monai_deqkan._checks import check_choice, check_range, check_same_shape
 from monai_deqkan._complex import channels_to_complex
 
 __all__ = ["PerpendicularLoss", "perpendicular_distance"]
@@ -92,11 +92,7 @@ class PerpendicularLoss(_Loss):
         Raises:
             ValueError: if the shapes differ, or real images do not have two channels.
         """
-        if check_tensor("prediction", prediction).shape != check_tensor("target", target).shape:
-            raise ValueError(
-                "`prediction` and `target` must have one shape; got "
-                f"{tuple(prediction.shape)} and {tuple(target.shape)}."
-            )
+        check_same_shape("prediction", prediction, "target", target)
         first, second = (x if x.is_complex() else channels_to_complex(x) for x in (prediction, target))
         # The gradient of a complex abs at zero is zero in torch, that of a square root of squares is NaN.
         magnitude = (first.abs() - second.abs()).abs() ** self.power

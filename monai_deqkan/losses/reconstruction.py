@@ -10,7 +10,7 @@ import torch
 from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_choice, check_range, check_tensor, did_you_mean
+from monai_deqkan._checks import check_choice, check_range, check_same_shape, did_you_mean
 from monai_deqkan._complex import channels_to_complex
 from monai_deqkan.losses.perpendicular import perpendicular_distance
 from monai_deqkan.operators import FourierOperator
@@ -79,11 +79,7 @@ class ReconstructionLoss(nn.Module):
         Raises:
             ValueError: if the shapes differ, or real images do not have two channels.
         """
-        if check_tensor("prediction", prediction).shape != check_tensor("target", target).shape:
-            raise ValueError(
-                "`prediction` and `target` must have one shape; got "
-                f"{tuple(prediction.shape)} and {tuple(target.shape)}."
-            )
+        check_same_shape("prediction", prediction, "target", target)
         plain = (at_least_float32(x.as_subclass(Tensor)) for x in (prediction, target))
         images = tuple(x if x.is_complex() else channels_to_complex(x) for x in plain)
         first, second = images

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_finite, check_range, check_tensor
+from monai_deqkan._checks import check_finite, check_range, check_same_shape, check_tensor
 
 __all__ = ["SpreadCalibration", "fit_spread_factor", "spread_calibration"]
 
@@ -113,10 +113,7 @@ def fit_spread_factor(
 
 def _counted(error: Tensor, spread: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return sizes of errors and spreads of the pixels that count, float64, one axis."""
-    if check_tensor("error", error).shape != check_tensor("spread", spread).shape:
-        raise ValueError(
-            f"`error` and `spread` must have one shape; got {tuple(error.shape)} and {tuple(spread.shape)}."
-        )
+    check_same_shape("error", error, "spread", spread)
     if region is not None:
         if check_tensor("region", region).shape != error.shape:
             raise ValueError(f"`region` must have the shape {tuple(error.shape)}; got {tuple(region.shape)}.")

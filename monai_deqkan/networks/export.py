@@ -234,37 +234,17 @@ class _Ridge(nn.Module):
 
 
 class _UNet(nn.Module):
-    """A `UNetDenoiser` that is told one noise level; padded by indices, which exporters know for any size."""
+    """A `UNetDenoiser` that is told one noise level."""
 
     def __init__(self, denoiser: UNetDenoiser, noise_level: float) -> None:
         super().__init__()
-        self.noise_level, self.told = noise_level, denoiser.takes_noise_level
-        self.head, self.bottom, self.tail = denoiser.head, denoiser.bottom, denoiser.tail
-        self.down, self.shrink = denoiser.down, denoiser.shrink
-        self.grow, self.up = nn.ModuleList(list(denoiser.grow)[::-1]), nn.ModuleList(list(denoiser.up)[::-1])
-        self.coarsest = 2 ** len(denoiser.shrink)
+        self.denoiser, self.noise_level, self.told = denoiser, noise_level, denoiser.takes_noise_level
 
     def forward(self, image: Tensor) -> Tensor:
         x = image
         if self.told:
             x = torch.cat((x, torch.full_like(x[:, :1], self.noise_level)), dim=1)
-        for axis in range(2, x.dim()):
-            size = x.shape[axis]
-            padded = (size + self.coarsest - 1) // self.coarsest * self.coarsest
-            x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
-        x = self.head(x)
-        fine: list[Tensor] = []
-        for blocks, shrink in zip(self.down, self.shrink):  # noqa: B905, TorchScript
-            x = blocks(x)
-            fine.append(x)
-            x = shrink(x)
-        x = self.bottom(x)
-        for blocks, grow in zip(self.up, self.grow):  # noqa: B905, TorchScript
-            x = blocks(grow(x) + fine.pop())
-        x = self.tail(x)
-        for axis in range(2, x.dim()):
-            x = x.narrow(axis, 0, image.shape[axis])
-        return image - x
+        return image - self.denoiser.predict_noise(x)
 
 
 def _exportable_prior(prior: Any, noise_level: Tensor | None) -> nn.Module:

@@ -82,12 +82,16 @@ def smooth_phase(
     """
     check_spatial_dims(len(spatial_shape))
     check_range("max_phase", max_phase, 0.0)
-    grid = _grid(spatial_shape)
-    terms = [torch.ones_like(grid[0]), *grid]
-    terms += [first * second for i, first in enumerate(grid) for second in grid[i:]]
+    terms = quadratic_terms(_grid(spatial_shape))
     weights = torch.randn(len(terms), generator=generator, dtype=torch.float64).tolist()
     phase = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(dim=0)
     return (phase * (max_phase / phase.abs().max())).to(torch.float32)
+
+
+def quadratic_terms(coordinates: Sequence[Tensor]) -> list[Tensor]:
+    """Return the terms of a polynomial of second degree: 1, each coordinate, and each product of two of them."""
+    products = [first * second for i, first in enumerate(coordinates) for second in coordinates[i:]]
+    return [torch.ones_like(coordinates[0]), *coordinates, *products]
 
 
 def add_complex_noise(kspace: Tensor, snr_db: float | Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -120,7 +124,8 @@ def add_complex_noise(kspace: Tensor, snr_db: float | Tensor, *, generator: torc
     axes = tuple(range(1, kspace.ndim))
     power = kspace.abs().square().mean(dim=axes, keepdim=True)
     # torch.randn gives a complex normal with E|n|^2 = 1.
-    noise = torch.randn(kspace.shape, generator=generator, dtype=kspace.dtype)
+    source = "cpu" if generator is None else generator.device
+    noise = torch.randn(kspace.shape, generator=generator, dtype=kspace.dtype, device=source)
     return kspace + (power * share).sqrt() * noise.to(kspace.device)
 
 

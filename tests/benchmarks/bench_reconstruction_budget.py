@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor
 
-from monai_deqkan.engines import SuiteSettings, load_weights
+from monai_deqkan.engines import SuiteSettings
 from monai_deqkan.engines.reconstruction_cases import Case, Scenario, is_simulated, list_slices, make_case
+from monai_deqkan.engines.reconstruction_methods import load_reconstructor
 from monai_deqkan.metrics import magnitude, psnr, ssim
 from monai_deqkan.solvers import SolveRecorder, solve_budget
 from monai_deqkan.transforms import NormalizeKspace
@@ -36,15 +36,6 @@ TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 BUDGETS = (1, 2, 10)
 EXACT = 1e-7
 SEED = 0
-
-
-def load_network(bundle: Path) -> tuple[torch.nn.Module, float]:
-    """Return the trained network in evaluation mode and the tolerance of the bundle's inference."""
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "inference.json"))
-    parser.update({"bundle_root": str(bundle), "device": torch.device("cpu")})
-    network = load_weights(parser.get_parsed_content("network"), bundle / "models" / "model.pt")
-    return network.eval(), float(parser.get_parsed_content("rtol"))
 
 
 def score(image: Tensor, case: Case, scale: float) -> dict[str, float]:
@@ -157,7 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
         for item in list_slices(options.data, settings)
     }
     if not options.only_table:
-        network, trained_rtol = load_network(options.bundle)
+        network = load_reconstructor(options.bundle)
+        trained_rtol = network.equilibrium.solver.rtol
         for cell, (scenario, item) in cells.items():
             target = options.out / f"{cell}.json"
             if target.is_file():

@@ -27,6 +27,7 @@ from monai_deqkan.operators import (
     MASKS,
     CoilOperator,
     FourierOperator,
+    add_complex_noise,
     estimate_sensitivity_maps,
     simulate_kspace,
     smooth_coil_maps,
@@ -143,12 +144,6 @@ class Scans:
             batches.append(replace(batch, region=head_region(batch.reference)))
         return batches
 
-    def _noise(self, kspace: Tensor, snr_db: Tensor) -> Tensor:
-        # As add_complex_noise, which draws on the CPU: that takes longer than all the rest of a batch.
-        noise = torch.randn(kspace.shape, dtype=kspace.dtype, generator=self.generator, device=self.device)
-        power = kspace.abs().square().mean((1, 2, 3), keepdim=True)
-        return (power * 10 ** (-snr_db.view(-1, 1, 1, 1) / 10)).sqrt() * noise
-
     def _scans(self, count: int) -> Tensor:
         return torch.randint(_NUM_SCANS, (count,), generator=self.cpu).to(self.device)
 
@@ -160,7 +155,8 @@ class Scans:
             pattern = ("random", "equispaced")[int(torch.randint(2, (), generator=self.cpu))]
             masks.append(MASKS[pattern](images.shape[1:], acceleration, 0.32 / acceleration, generator=self.cpu))
         mask = torch.stack(masks)[:, None].to(self.device)
-        kspace = (full if snr_db is None else full + self._noise(full, snr_db)) * mask
+        noisy = full if snr_db is None else add_complex_noise(full, snr_db, generator=self.generator)
+        kspace = noisy * mask
         maps = estimate_sensitivity_maps(kspace, mask)
         combined = CoilOperator(maps).adjoint(FourierOperator(2).adjoint(full))
         target = torch.polar(images, combined.angle())

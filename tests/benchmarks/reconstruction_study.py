@@ -7,20 +7,16 @@ PSNR and SSIM are of magnitudes, within the head, their data range the reference
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from reconstruction_scans import Batch, Scans
 from torch import Tensor, nn
 
-from monai_deqkan.engines import load_weights
 from monai_deqkan.engines.reconstruction_methods import RIVALS, ReconstructionMethod
 from monai_deqkan.losses import DenoisingLoss, JacobianRegularizedLoss, PerpendicularLoss
 from monai_deqkan.metrics import magnitude, psnr, ssim
@@ -34,7 +30,6 @@ __all__ = [
     "call",
     "denoised",
     "fit",
-    "load_network",
     "pretrain",
     "score",
     "train_equilibrium",
@@ -263,18 +258,3 @@ def train_equilibrium(
     )
     compare.remove()
     return network, scans, trained
-
-
-def load_network(path: Path, device: str) -> nn.Module:
-    """Return the network of a trained bundle's folder, or of a weights file in its ``models``.
-
-    The JSON file beside the weights, of the same name, says how the network was built.
-    """
-    root = path if path.is_dir() else path.parent.parent
-    weights = path if path.is_file() else root / "models" / "model.pt"
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.json"))
-    parser.update({"bundle_root": str(root), "device": torch.device(device)})
-    if weights.with_suffix(".json").is_file():
-        parser.update({"task": json.loads(weights.with_suffix(".json").read_text())})
-    return load_weights(parser.get_parsed_content("network"), weights).to(device).eval()

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from reconstruction_scans import add_common_options, scored_places
-from reconstruction_study import FORMS, call, load_network, score, train_equilibrium
+from reconstruction_study import FORMS, call, score, train_equilibrium
 from study_runs import Study, run_study
 
+from monai_deqkan.engines.reconstruction_methods import load_reconstructor
 from monai_deqkan.networks import certify
 from monai_deqkan.solvers import solve_budget
 
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace, form: str, seed: int) -> list[dict[str, Any
     weights = dict(options.weights)
     common: dict[str, Any] = {}
     if form in weights:
-        network = load_network(weights[form], options.device)
+        network = load_reconstructor(weights[form], options.device)
     else:
         network, _, common = train_equilibrium(form, options, seed)
     rows = []

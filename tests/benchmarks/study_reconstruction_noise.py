@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from reconstruction_scans import add_common_options, scored_places
-from reconstruction_study import best_rival, call, load_network, score, train_equilibrium
+from reconstruction_study import best_rival, call, score, train_equilibrium
 from study_runs import Study, run_study
+
+from monai_deqkan.engines.reconstruction_methods import load_reconstructor
 
 NOISE: tuple[float | None, ...] = (None, 30.0, 25.0, 20.0)
 
@@ -24,7 +26,7 @@ NOISE: tuple[float | None, ...] = (None, 30.0, 25.0, 20.0)
 def run(options: argparse.Namespace, cell: str, seed: int) -> list[dict[str, Any]]:
     networks = {}
     if cell == "networks":
-        networks = {_name(path): load_network(path, options.device) for path in options.weights}
+        networks = {_name(path): load_reconstructor(path, options.device) for path in options.weights}
         if len(networks) < len(options.weights):
             raise ValueError("Two of `--weights` have the same name; rename one of the folders.")
         networks = networks or {"cg": train_equilibrium("cg", options, seed)[0]}
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace, cell: str, seed: int) -> list[dict[str, Any
 
 
 def _name(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
+    return path.name if path.is_dir() else path.parent.name
 
 
 def main() -> None:

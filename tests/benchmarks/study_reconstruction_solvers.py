@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from reconstruction_scans import Batch, add_common_options, scored_places
-from reconstruction_study import load_network, score, train_equilibrium
+from reconstruction_study import score, train_equilibrium
 from study_runs import Study, run_study
 from torch import Tensor, nn
 
+from monai_deqkan.engines.reconstruction_methods import load_reconstructor
 from monai_deqkan.networks.nets import DEQReconstructor
 from monai_deqkan.solvers import SOLVERS, SolveRecorder, solve_budget
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace, cell: str, seed: int) -> list[dict[str, Any
     if options.weights is None:
         network: nn.Module = train_equilibrium(options.form, options, seed)[0]
     else:
-        network = load_network(options.weights, options.device)
+        network = load_reconstructor(options.weights, options.device)
     if not isinstance(network, DEQReconstructor):
         raise TypeError(f"--weights must be those of a DEQReconstructor; got those of a {type(network).__name__}.")
     rows = []

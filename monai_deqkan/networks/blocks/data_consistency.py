@@ -95,7 +95,7 @@ def proximal_step(image: Tensor, measurement: Measurement, weight: Tensor, *, rt
     """
     x = channels_to_complex(image)
     shift = (weight * measurement.curvature).to(image.dtype).view(-1, *[1] * (x.ndim - 1))
-    # Solved for the change, which is small near an equilibrium: its tolerance then is a part of the change.
+    # Solved for the change, smaller than the image: the tolerance then is a part of the change.
     change = measurement.back_projection - measurement.operator.normal(x)
     tolerance = max(rtol, 10 * torch.finfo(image.dtype).eps)
     solver = ConjugateGradientSolver(rtol=tolerance, max_iter=max_iter, on_failure="ignore")
@@ -120,11 +120,7 @@ class _Shifted(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, shift = ctx.saved_tensors
         w = cast(Tensor, _Shifted.apply(gradients[0], shift, ctx.operator, ctx.solver))
-        if not ctx.needs_input_grad[1]:
-            return w, None, None, None
-        return (
-            w,
-            -(w.conj() * x).real.sum(dim=tuple(range(1, x.ndim)), keepdim=True).sum_to_size(shift.shape),
-            None,
-            None,
-        )
+        of_shift = None
+        if ctx.needs_input_grad[1]:
+            of_shift = -(w.conj() * x).real.sum(dim=tuple(range(1, x.ndim)), keepdim=True).sum_to_size(shift.shape)
+        return w, of_shift, None, None

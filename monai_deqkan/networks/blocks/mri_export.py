@@ -167,6 +167,13 @@ def cg_solve(
     return best_x
 
 
+def descend(z: Tensor, data: list[Tensor], spatial_dims: int) -> Tensor:
+    """Do the step of :func:`~monai_deqkan.networks.blocks.gradient_step`; arguments as of a form's ``forward``."""
+    maps, spectrum, back_projection, scale, _ = data
+    gradient = normal(z.movedim(1, -1), maps, spectrum, spatial_dims) - back_projection
+    return z - scale.view([-1] + [1] * (z.dim() - 1)) * gradient.movedim(-1, 1)
+
+
 class ReconstructionCellForm(nn.Module):
     """A :class:`~monai_deqkan.networks.blocks.ReconstructionCell` in real arithmetic.
 
@@ -192,12 +199,9 @@ class ReconstructionCellForm(nn.Module):
             data: maps, mask of the spectrum, back projection ``(B, *space, 2)``, step over curvature ``(B or 1,)``, and
                 the reference image as two channels.
         """
-        maps, spectrum, back_projection, scale, reference = data
-        gradient = normal(z.movedim(1, -1), maps, spectrum, self.spatial_dims) - back_projection
-        wide = [-1] + [1] * (z.dim() - 1)
-        v = z - scale.view(wide) * gradient.movedim(-1, 1)
+        v = descend(z, data, self.spatial_dims)
         step = v + self.relaxation * (self.prior(v) - v)
-        return reference + self.weight * (step - reference)
+        return data[4] + self.weight * (step - data[4])
 
 
 class ProximalCellForm(nn.Module):
@@ -217,10 +221,7 @@ class ProximalCellForm(nn.Module):
 
     def forward(self, z: Tensor, data: list[Tensor]) -> Tensor:
         """Return the next image; arguments as in :meth:`ReconstructionCellForm.forward`."""
-        maps, spectrum, back_projection, scale, _ = data
-        gradient = normal(z.movedim(1, -1), maps, spectrum, self.spatial_dims) - back_projection
-        wide = [-1] + [1] * (z.dim() - 1)
-        return z + self.relaxation * (self.prior(z - scale.view(wide) * gradient.movedim(-1, 1)) - z)
+        return z + self.relaxation * (self.prior(descend(z, data, self.spatial_dims)) - z)
 
 
 class GradientCellForm(nn.Module):
@@ -240,10 +241,7 @@ class GradientCellForm(nn.Module):
 
     def forward(self, z: Tensor, data: list[Tensor]) -> Tensor:
         """Return the next image; arguments as in :meth:`ReconstructionCellForm.forward`."""
-        maps, spectrum, back_projection, scale, _ = data
-        gradient = normal(z.movedim(1, -1), maps, spectrum, self.spatial_dims) - back_projection
-        wide = [-1] + [1] * (z.dim() - 1)
-        return z - scale.view(wide) * gradient.movedim(-1, 1) - self.pull * (z - self.prior(z))
+        return descend(z, data, self.spatial_dims) - self.pull * (z - self.prior(z))
 
 
 class ConjugateGradientCellForm(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ __all__ = ["DEQReconstructor"]
 _ESTIMATES: dict[str, Callable[..., Tensor]] = {"low_frequency": estimate_sensitivity_maps, "espirit": espirit_maps}
 
 
-class Reconstructor(nn.Module):
+class Reconstructor(nn.Module, ABC):
     """What reconstruction networks share: coil maps, the reference image, scale; a subclass iterates a cell.
 
     Args:
@@ -47,9 +48,9 @@ class Reconstructor(nn.Module):
         else:
             self._estimate = _ESTIMATES[check_choice("sensitivity", sensitivity, _ESTIMATES)]
 
+    @abstractmethod
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
         """Iterate the cell on the measurement and the reference image; both are normalized."""
-        raise NotImplementedError
 
     def forward(self, kspace: Tensor, mask: Tensor | None = None, sensitivity_maps: Tensor | None = None) -> Tensor:
         """Reconstruct a batch.

@@ -1,6 +1,6 @@
 """A U-shaped denoiser without biases."""
 
-from __future__ import annotations
+# No postponed annotations here: torch.jit.script cannot read them on methods that it leaves out.
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -65,6 +65,7 @@ class UNetDenoiser(nn.Module):
             raise ValueError(f"`features` must name the channels of at least two levels; got {features!r}.")
         widths = [check_int("features", width) for width in features]
         self.takes_noise_level = not blind
+        self.coarsest = 2 ** (len(widths) - 1)  # pixels of the image in one of the last level, per axis
         convolution, transposed = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
 
         def level(width: int) -> nn.Sequential:
@@ -76,10 +77,11 @@ class UNetDenoiser(nn.Module):
             convolution(fine, coarse, 2, stride=2, bias=False) for fine, coarse in pairwise(widths)
         )
         self.bottom = level(widths[-1])
+        # Coarsest first, in the order of their use.
         self.grow = nn.ModuleList(
-            transposed(coarse, fine, 2, stride=2, bias=False) for fine, coarse in pairwise(widths)
+            transposed(coarse, fine, 2, stride=2, bias=False) for coarse, fine in pairwise(widths[::-1])
         )
-        self.up = nn.ModuleList(map(level, widths[:-1]))
+        self.up = nn.ModuleList(map(level, widths[-2::-1]))
         self.tail = convolution(widths[0], channels, 3, padding=1, bias=False)
         self.reset_parameters()
 
@@ -94,6 +96,7 @@ class UNetDenoiser(nn.Module):
                 layer.second.weight.mul_(0.1)
         self.tail.weight.mul_(0.1)
 
+    @torch.jit.unused
     def forward(self, image: Tensor, noise_level: Tensor | float | None = None) -> Tensor:
         """Denoise.
 
@@ -125,26 +128,30 @@ class UNetDenoiser(nn.Module):
                 )
             level = level.reshape(-1, 1, *[1] * self.spatial_dims)
             x = torch.cat((x, level.expand(len(image), 1, *image.shape[2:])), dim=1)
-        x = self.head(self._padded(x))
-        fine = []
-        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+        return image - self.predict_noise(x)
+
+    @torch.jit.export
+    def predict_noise(self, x: Tensor) -> Tensor:
+        """Return the noise ``(B, channels, *space)`` of an image that has its noise level as last channel, if told."""
+        space = x.shape[2:]
+        for axis in range(2, x.dim()):
+            # The last pixel is repeated, by indices: exporters know that for any size.
+            size = x.shape[axis]
+            padded = (size + self.coarsest - 1) // self.coarsest * self.coarsest
+            x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
+        x = self.head(x)
+        fine: list[Tensor] = []
+        for blocks, shrink in zip(self.down, self.shrink):  # noqa: B905, TorchScript
             x = blocks(x)
             fine.append(x)
             x = shrink(x)
         x = self.bottom(x)
-        for index in range(len(self.grow) - 1, -1, -1):
-            x = self.up[index](self.grow[index](x) + fine.pop())
-        noise = self.tail(x)
-        for axis, size in enumerate(image.shape[2:], start=2):
-            noise = noise.narrow(axis, 0, size)
-        return image - noise
-
-    def _padded(self, x: Tensor) -> Tensor:
-        coarsest = 2 ** len(self.shrink)
-        missing = [-size % coarsest for size in x.shape[2:]]
-        return (
-            F.pad(x, [pad for size in reversed(missing) for pad in (0, size)], mode="replicate") if any(missing) else x
-        )
+        for blocks, grow in zip(self.up, self.grow):  # noqa: B905, TorchScript
+            x = blocks(grow(x) + fine.pop())
+        x = self.tail(x)
+        for axis in range(2, x.dim()):
+            x = x.narrow(axis, 0, space[axis - 2])
+        return x
 
 
 class _Block(nn.Module):
