@@ -135,16 +135,19 @@ def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
     )
 
 
-def load_task(path: str | os.PathLike[str], default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_task(
+    path: str | os.PathLike[str], default: Mapping[str, Any] | None = None, *, kind: str | None = None
+) -> dict[str, Any]:
     """Return what a model is for (class names, threshold, preprocessing), from the ``model.json`` beside its weights.
 
     Args:
         path: that file.
         default: the task of a model without the file; without a default the file must be there.
+        kind: what the file's ``task`` must be if it tells, such as ``"reconstruction"``; None takes any.
 
     Raises:
         FileNotFoundError: if the file is absent and there is no default.
-        ValueError: if the file is no JSON object.
+        ValueError: if the file is no JSON object, or describes a model for another task.
     """
     file = Path(path)
     if not file.is_file():
@@ -159,6 +162,11 @@ def load_task(path: str | os.PathLike[str], default: Mapping[str, Any] | None = 
         raise ValueError(f"The model's description cannot be read: {file} ({error}). Train anew.") from error
     if not isinstance(task, dict):
         raise ValueError(f"The model's description must be a JSON object: {file}.")
+    if kind is not None and task.get("task", kind) != kind:
+        raise ValueError(
+            f"The model described by {file} is for {task['task']}, this configuration for {kind}. Set `ckpt_dir` to "
+            f"the folder of a {kind} model."
+        )
     return _Task(file, {**(default or {}), **task})
 
 

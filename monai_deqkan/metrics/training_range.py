@@ -59,12 +59,13 @@ def image_statistics(image: Tensor, file_size: Sequence[int] | None = None) -> d
     return numbers
 
 
-def kspace_statistics(kspace: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+def kspace_statistics(kspace: Tensor, mask: Tensor | None = None, *, size: bool = True) -> dict[str, float]:
     """Describe the k-space of one slice by a few numbers that do not depend on what it shows.
 
     Args:
         kspace: complex ``(K, H, W)``, divided by its scale as :class:`~monai_deqkan.transforms.NormalizeKspace` does.
         mask: where it was measured, ``(1, H or 1, W)``; None infers it.
+        size: whether to tell ``rows`` and ``columns``, which are an accident in training on crops.
 
     Returns:
         ``coils``, ``rows``, ``columns``, ``acceleration`` (samples per measured one) and ``log_noise_level`` (decimal
@@ -81,8 +82,7 @@ def kspace_statistics(kspace: Tensor, mask: Tensor | None = None) -> dict[str, f
     level = float(estimate_noise_level(data, measured).square().mean().sqrt())
     return {
         "coils": coils,
-        "rows": rows,
-        "columns": columns,
+        **({"rows": rows, "columns": columns} if size else {}),
         "acceleration": 1.0 / float(measured.float().mean()),
         "log_noise_level": float(np.log10(max(level, 1e-12))),
     }

@@ -8,7 +8,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from monai_deqkan._checks import check_spatial_dims, check_tensor
+from monai_deqkan._checks import check_finite, check_spatial_dims, check_tensor
 from monai_deqkan.operators.base import LinearOperator, take_rows
 
 __all__ = ["SamplingOperator", "infer_mask", "net_acceleration"]
@@ -23,12 +23,14 @@ class SamplingOperator(LinearOperator):
 
     Raises:
         TypeError: if ``mask`` is complex.
-        ValueError: if it keeps nothing of a sample.
+        ValueError: if it keeps nothing of a sample, or is not finite.
     """
 
     def __init__(self, mask: Tensor) -> None:
         if check_tensor("mask", mask).is_complex():
             raise TypeError(f"`mask` must be bool or real; got {mask.dtype}.")
+        if mask.dtype != torch.bool:
+            check_finite("mask", mask, "NaN would count as measured.")
         self.mask = mask if mask.dtype == torch.bool else mask != 0
         empty = ~self.mask.flatten(1).any(dim=1) if mask.ndim > 1 else ~self.mask.any(dim=0, keepdim=True)
         if bool(empty.any()):

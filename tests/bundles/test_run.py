@@ -96,7 +96,7 @@ def test_evaluation_crops_as_the_training_did(make_bundle):
         assert file["reconstruction"].shape == (2, 24, 20)
 
 
-def test_inference_leaves_out_files_without_kspace(make_bundle, caplog):
+def test_inference_leaves_out_files_without_kspace_and_goes_on_at_empty_slices(make_bundle, caplog):
     bundle = make_bundle(BRAIN)
     models = bundle.work / "models"
     bundle.train(models)
@@ -104,10 +104,14 @@ def test_inference_leaves_out_files_without_kspace(make_bundle, caplog):
     (source / "broken.h5").write_text("no HDF5")
     with h5py.File(source / "ours.h5", "w") as file:
         file["reconstruction"] = np.ones((1, 4, 4), np.float32)
+    with h5py.File(source / "scan_0.h5", "r+") as file:
+        file["kspace"][1] = 0
     output = bundle.work / "out"
     bundle.run("inference", ckpt_dir=str(models), dataset_dir=str(source), output_dir=str(output))
     assert sorted(path.name for path in output.glob("*.h5")) == ["scan_0.h5"]
     assert "2 of 3 files" in caplog.text
+    with h5py.File(output / "scan_0.h5") as file:
+        assert [bool(image.any()) for image in file["reconstruction"]] == [True, False]
 
 
 @pytest.fixture

@@ -156,6 +156,14 @@ def test_task_that_cannot_be_had(tmp_path):
         load_task(file)
 
 
+def test_task_of_another_kind(tmp_path):
+    file = tmp_path / "model.json"
+    file.write_text('{"task": "denoising"}')
+    assert load_task(file, kind="denoising") == {"task": "denoising"}
+    with pytest.raises(ValueError, match=r"is for denoising, this configuration for reconstruction.*`ckpt_dir`"):
+        load_task(file, {}, kind="reconstruction")
+
+
 def test_weights_are_loaded(tmp_path):
     torch.manual_seed(0)
     source, target = nn.Linear(2, 3), nn.Linear(2, 3)

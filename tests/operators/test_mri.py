@@ -220,6 +220,7 @@ def test_take_rows_keeps_shared_data():
     [
         (lambda: SamplingOperator(torch.ones(2, 6))(randn(2, 4, 5, 6)), ValueError, "must broadcast"),
         (lambda: SamplingOperator(randn(1, 1, 1, 6)), TypeError, "bool or real"),
+        (lambda: SamplingOperator(torch.full((1, 1, 1, 6), torch.nan)), ValueError, "NaN would count as measured"),
         (lambda: CoilOperator(torch.ones(1, 2, 3, 3)), TypeError, "complex"),
         (lambda: CoilOperator(randn(3, 3)), ValueError, r"\(B, K, \*space\)"),
         (lambda: CoilOperator(randn(1, 2, 3, 3)).adjoint(randn(1, 4, 3, 3)), ValueError, "do not fit"),

@@ -250,10 +250,12 @@ class NormalizeKspace(Transform):
 
     Args:
         percentile: which percentile becomes 1, in ``(0, 100]``; 100 is the maximum.
+        allow_empty: whether k-space that is zero everywhere, an empty slice, is returned as it is, with a scale of 1.
     """
 
-    def __init__(self, percentile: float = 99.0) -> None:
+    def __init__(self, percentile: float = 99.0, allow_empty: bool = False) -> None:
         self.percentile = check_range("percentile", percentile, 0.0, 100.0, open_low=True)
+        self.allow_empty = allow_empty
 
     def __call__(self, kspace: Tensor) -> tuple[Tensor, Tensor]:
         """Scale k-space.
@@ -268,6 +270,8 @@ class NormalizeKspace(Transform):
             ValueError: if the percentile is zero, as for k-space without signal.
         """
         check_kspace(kspace)
+        if self.allow_empty and not bool(kspace.any()):
+            return kspace, torch.ones((), device=kspace.device)
         images = FourierOperator(kspace.ndim - 1).adjoint(kspace)
         rss = images.abs().square().sum(dim=0).sqrt().flatten()
         rank = max(round(self.percentile / 100 * rss.numel()), 1)
@@ -275,7 +279,7 @@ class NormalizeKspace(Transform):
         if not scale > 0:
             raise ValueError(
                 f"`kspace` must hold a signal to be normalized; the {self.percentile:g}th percentile of its image is "
-                f"{scale.item():g}. Remove empty slices, or raise `percentile`."
+                f"{scale.item():g}. Remove empty slices or set `allow_empty`, or raise `percentile`."
             )
         return kspace / scale, scale
 
@@ -288,11 +292,17 @@ class EstimateSensitivityMaps(Transform):
         max_center_lines: upper limit of a block that is found, in lines.
         method: ``"low_frequency"`` (:func:`monai_deqkan.operators.estimate_sensitivity_maps`) or ``"espirit"``
             (:func:`monai_deqkan.operators.espirit_maps`, slower and sharper), which always finds its block.
+        allow_empty: whether k-space that is zero everywhere, an empty slice, gets maps of equal, constant values.
     """
 
     def __init__(
-        self, num_center_lines: int | None = None, max_center_lines: int = 24, method: str = "low_frequency"
+        self,
+        num_center_lines: int | None = None,
+        max_center_lines: int = 24,
+        method: str = "low_frequency",
+        allow_empty: bool = False,
     ) -> None:
+        self.allow_empty = allow_empty
         self.num_center_lines = num_center_lines
         self.max_center_lines = max_center_lines
         self.method = check_choice("method", method, ("low_frequency", "espirit"))
@@ -310,6 +320,8 @@ class EstimateSensitivityMaps(Transform):
             Complex, dimensionless, shape ``(K, *space)``; ones for a single coil.
         """
         check_kspace(kspace)
+        if self.allow_empty and not bool(kspace.any()):
+            return torch.full_like(kspace, len(kspace) ** -0.5)
         batch = None if mask is None else mask.unsqueeze(0)
         spatial_dims = kspace.ndim - 1
         if self.method == "espirit":

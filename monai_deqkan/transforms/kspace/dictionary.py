@@ -27,11 +27,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from monai_deqkan._checks import check_int
+from monai_deqkan.operators import infer_mask
 from monai_deqkan.transforms.kspace.array import (
     EstimateSensitivityMaps,
     LoadKspaceSlice,
@@ -217,6 +219,7 @@ class NormalizeKspaced(MapTransform):
         also: keys of other tensors in the same unit that are divided by the same scale; absent ones are skipped.
         scale_key: key for the scale.
         percentile: see :class:`NormalizeKspace`.
+        allow_empty: see :class:`NormalizeKspace`.
         allow_missing_keys: whether to skip an absent key.
     """
 
@@ -226,12 +229,13 @@ class NormalizeKspaced(MapTransform):
         also: Sequence[str] = ("image", "reference_rss"),
         scale_key: str = "scale",
         percentile: float = 99.0,
+        allow_empty: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(one_key(keys), allow_missing_keys)
         self.also = tuple(also)
         self.scale_key = scale_key
-        self.normalize = NormalizeKspace(percentile)
+        self.normalize = NormalizeKspace(percentile, allow_empty)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Scale."""
@@ -257,6 +261,8 @@ class EstimateSensitivityMapsd(MapTransform):
         method: see :class:`EstimateSensitivityMaps`.
         allow_missing_keys: whether to skip an absent key.
         replace: whether maps that the item has already are replaced.
+        allow_empty: see :class:`EstimateSensitivityMaps`. An item without a mask then gets one, all ones for an empty
+            slice, so that nothing later has to infer it.
     """
 
     def __init__(
@@ -270,12 +276,13 @@ class EstimateSensitivityMapsd(MapTransform):
         allow_missing_keys: bool = False,
         *,
         replace: bool = True,
+        allow_empty: bool = False,
     ) -> None:
         super().__init__(one_key(keys), allow_missing_keys)
         self.replace = replace
         self.mask_key = mask_key
         self.maps_key = maps_key
-        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method)
+        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method, allow_empty)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Add the maps."""
@@ -283,5 +290,13 @@ class EstimateSensitivityMapsd(MapTransform):
         for key in self.key_iterator(item):
             if self.maps_key in item and not self.replace:
                 continue
+            if self.estimate.allow_empty and self.mask_key not in item:
+                item[self.mask_key] = _mask_of(item[key])
             item[self.maps_key] = self.estimate(item[key], item.get(self.mask_key))
         return item
+
+
+def _mask_of(kspace: Tensor) -> Tensor:
+    """Return the mask of what is not zero, or of everything where all is zero."""
+    shown = kspace if bool(kspace.any()) else torch.ones_like(kspace)
+    return infer_mask(shown[None], spatial_dims=kspace.ndim - 1)[0]

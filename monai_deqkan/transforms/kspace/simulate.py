@@ -45,8 +45,10 @@ class SimulateKspace(RandomizableTransform):
         self.num_coils = tuple(check_int("num_coils", count) for count in counts)
         self.max_phase = check_range("max_phase", max_phase, 0.0)
         ends = () if snr_db is None else (snr_db, snr_db) if isinstance(snr_db, (int, float)) else tuple(snr_db)
-        if len(ends) not in (0, 2) or any(not math.isfinite(end) for end in ends):
-            raise ValueError(f"`snr_db` must be a number in dB, a range of two, or None; got {snr_db!r}.")
+        if len(ends) not in (0, 2) or any(not math.isfinite(end) for end in ends) or list(ends) != sorted(ends):
+            raise ValueError(
+                f"`snr_db` must be a number in dB, a range of two with the smaller first, or None; got {snr_db!r}."
+            )
         self.snr_range = ends
         self._seed = 0
 

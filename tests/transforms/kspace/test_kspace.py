@@ -242,6 +242,14 @@ def test_normalization_is_a_scale_that_fixes_the_percentile(percentile):
         NormalizeKspace(percentile)(torch.zeros_like(kspace))
 
 
+def test_an_empty_slice_is_left_as_it_is_where_that_is_allowed():
+    item = {"kspace": torch.zeros(2, 6, 8, dtype=torch.complex64), "image": torch.zeros(2, 6, 8)}
+    found = NormalizeKspaced(allow_empty=True)(item)
+    assert found["scale"] == 1
+    assert not found["kspace"].any()
+    assert not found["image"].any()
+
+
 def test_magnitude_of_two_channels():
     image = torch.tensor([3.0, 4.0]).reshape(2, 1, 1)
     assert ImageMagnitude()(image).item() == 5

@@ -61,6 +61,7 @@ def test_draws_differ_unless_seeded_or_tied_to_the_item():
         (lambda: SimulateKspace()(image(4, 4) * np.nan), "finite"),
         (lambda: SimulateKspace()(image(4, 4).expand(3, -1, -1)), r"\(1, \*space\)"),
         (lambda: SimulateKspace(snr_db=(1, 2, 3)), "range of two"),
+        (lambda: SimulateKspace(snr_db=(20, 10)), "smaller first"),
         (lambda: SimulateKspace(0), "num_coils"),
     ],
 )
