@@ -30,6 +30,8 @@ class SimulateKspace(RandomizableTransform):
         max_phase: largest absolute phase of the image, in radians.
         snr_db: signal-to-noise ratio of k-space in dB, see :func:`monai_deqkan.operators.add_complex_noise`; two values
             are a range from which each call draws; None adds no noise.
+        tissue_phase: largest difference of phase, in radians, between what is darker and what is brighter than a value
+            drawn per call: tissues that differ in chemical shift or flow. 0 for none.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SimulateKspace(RandomizableTransform):
         num_coils: int | Sequence[int] = 8,
         max_phase: float = math.pi / 2,
         snr_db: float | Sequence[float] | None = None,
+        tissue_phase: float = 0.0,
     ) -> None:
         super().__init__(prob=1.0)
         counts = tuple(num_coils) if isinstance(num_coils, Sequence) else (num_coils,)
@@ -50,6 +53,7 @@ class SimulateKspace(RandomizableTransform):
                 f"`snr_db` must be a number in dB, a range of two with the smaller first, or None; got {snr_db!r}."
             )
         self.snr_range = ends
+        self.tissue_phase = check_range("tissue_phase", tissue_phase, 0.0)
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -99,9 +103,20 @@ class SimulateKspace(RandomizableTransform):
             low, high = self.snr_range
             snr_db = low + (high - low) * float(torch.rand((), generator=generator))
         magnitude = torch.as_tensor(image, dtype=torch.float32).as_subclass(Tensor).cpu()
+        if self.tissue_phase:
+            phase = phase + _tissue_phase(magnitude[0], self.tissue_phase, generator)
         clean = simulate_kspace(magnitude, maps, phase=phase)
         noisy = clean if snr_db is None else add_complex_noise(clean, snr_db, generator=generator)
         return noisy[0], clean[0], maps
+
+
+def _tissue_phase(image: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+    """Return the phase in radians of what is brighter than a drawn value, with a soft edge as partial volumes have."""
+    share, size = torch.rand(2, generator=generator).tolist()
+    values = image.flatten()
+    threshold = values.kthvalue(1 + int((0.2 + 0.7 * share) * (values.numel() - 1))).values
+    width = (0.02 * values.max()).clamp_min(torch.finfo(values.dtype).tiny)
+    return largest * (2 * size - 1) * torch.sigmoid((image - threshold) / width)
 
 
 class SimulateKspaced(RandomizableTransform, MapTransform):
@@ -117,6 +132,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         num_coils: see :class:`SimulateKspace`.
         max_phase: see :class:`SimulateKspace`.
         snr_db: see :class:`SimulateKspace`.
+        tissue_phase: see :class:`SimulateKspace`.
         item_seed: None simulates anew in every call. A number gives every slice one simulation for ever, made from this
             seed, the file's name and the slice.
         source_key: key of the file's path; used with ``item_seed``.
@@ -132,6 +148,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         max_phase: float = math.pi / 2,
         snr_db: float | Sequence[float] | None = None,
         *,
+        tissue_phase: float = 0.0,
         clean_key: str | None = None,
         maps_key: str | None = None,
         item_seed: int | None = None,
@@ -145,7 +162,7 @@ class SimulateKspaced(RandomizableTransform, MapTransform):
         self.clean_key, self.maps_key = clean_key, maps_key
         self.item_seed = None if item_seed is None else check_int("item_seed", item_seed, minimum=0)
         self.source_key, self.slice_key = source_key, slice_key
-        self.simulate = SimulateKspace(num_coils, max_phase, snr_db)
+        self.simulate = SimulateKspace(num_coils, max_phase, snr_db, tissue_phase)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SimulateKspaced:
         """Seed the simulations that are drawn per call."""

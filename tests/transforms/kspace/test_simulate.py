@@ -29,6 +29,21 @@ def test_phase_stays_within_its_limit_and_is_not_flat():
     assert float(phase.min()) < 0.5
 
 
+def test_tissues_differ_in_phase_and_nothing_else_does():
+    x = torch.full((1, 16, 16), 0.2)
+    x[:, 4:12, 4:10] = 1.0
+    x[:, 12:, 12:] = 0.0
+    plain, shifted = (
+        FourierOperator(2).adjoint(SimulateKspace(1, tissue_phase=size)(x, seed=0))[0] for size in (0.0, 3.0)
+    )
+    torch.testing.assert_close(shifted.abs(), plain.abs())
+    change = (shifted * plain.conj()).angle()
+    bright, middle = change[x[0] == 1], change[x[0] == 0.2]
+    assert float(bright.std()) < 1e-3
+    assert float(middle.std()) < 1e-3
+    assert 0.1 < float((bright.mean() - middle.mean()).abs()) <= 3.0
+
+
 @pytest.mark.parametrize("snr_db", [10, (10, 20)])
 def test_noise_has_a_ratio_in_the_range(snr_db):
     clean = SimulateKspace(4)(image(48, 48), seed=3)
