@@ -30,6 +30,7 @@ __all__ = [
     "training_folder",
 ]
 
+_MANIFEST = "training_images.csv"  # of published weights
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -97,16 +98,20 @@ def check_output_folder(path: str | os.PathLike[str], resume: bool = False) -> N
         check_empty_folder(Path(path), "the output (`output_dir`)")
 
 
-def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False) -> None:
+def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False, *, ready: Any = None) -> None:
     """Prepare the folder for a training's models; a new training moves those of an earlier one aside.
+
+    With them goes the list of their training images, ``training_images.csv``.
 
     Args:
         ckpt_dir: folder for models and checkpoints.
         resume: whether the training in that folder goes on; then nothing is moved.
+        ready: what the training cannot do without, such as its data sets: where it is an argument it has been made
+            before anything is moved.
     """
     folder = Path(ckpt_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = [p for p in folder.iterdir() if p.suffix in (".pt", ".json") and p.is_file()]
+    earlier = [p for p in folder.iterdir() if p.is_file() and (p.suffix in (".pt", ".json") or p.name == _MANIFEST)]
     if resume or not earlier:
         return
     kept = Path(free_folder(folder / "previous"))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.metrics import DiceMetric
@@ -18,6 +18,8 @@ from monai_deqkan._checks import check_int
 from monai_deqkan.networks.layers import KANActivation, KANLayer, prune_edges
 from monai_deqkan.networks.layers.kan_compare import relative_change
 from monai_deqkan.networks.layers.kan_inputs import evaluation_mode, kan_layers
+
+_NUM_PROBES = 16  # random vectors by which channels are chosen
 
 __all__ = ["ChannelSensitivity", "PruningCost", "SegmentationProbe"]
 
@@ -133,9 +135,9 @@ class SegmentationProbe:
     def channel_sensitivity(self, num_channels: int = 8) -> list[ChannelSensitivity]:
         """Replace channels of the outputs of KAN layers by their mean over all images and positions, one at a time.
 
-        In layers with more channels, those are chosen whose replacement changes the logits of the first image most (of
-        volumes: its middle, at most 64 voxels along each axis). The head is left out: a KAN layer that nothing with
-        weights follows.
+        In layers with more channels, those are chosen whose replacement changes the logits of the first image most, to
+        first order (of volumes: its middle, at most 64 voxels along each axis). The head is left out: a KAN layer that
+        nothing with weights follows.
 
         Args:
             num_channels: channels tried in each layer.
@@ -245,21 +247,44 @@ class SegmentationProbe:
         return {name: sums[name] / counts[name] for name in sums if layers[name] is not called["last"]}
 
     def _screened(self, means: dict[str, Tensor], num_channels: int) -> dict[str, list[int]]:
-        """Return the channels to try in each layer, by the change of the logits of one image."""
-        wide = [(name, c) for name, mean in means.items() if len(mean) > num_channels for c in range(len(mean))]
+        """Return the channels to try in each layer: those whose replacement changes the logits of one image most.
+
+        To first order the change is that of the channel, a - mean, times the logits' Jacobian. The mean square of its
+        product with random vectors estimates its squared norm for all channels of all layers at once.
+        """
         chosen = {name: list(range(len(mean))) for name, mean in means.items()}
+        wide = [name for name, mean in means.items() if len(mean) > num_channels]
         if not wide:
             return chosen
-        image = self._middle(self.images[0][:1])
-        changes: dict[str, list[float]] = {}
-        with evaluation_mode(self.network):
-            before = self.run(self.network, image)
-            for name, channel in self._bar(wide, "choose channels"):
-                with _replaced(self.network.get_submodule(name), channel, float(means[name][channel])):
-                    change = relative_change([before], [self.run(self.network, image)])
-                changes.setdefault(name, []).append(change)
-        for name, values in changes.items():
-            order = torch.tensor(values).argsort(descending=True, stable=True)[:num_channels]
+        outputs: list[tuple[str, Tensor]] = []
+        handles = [
+            self.network.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: outputs.append((name, output))
+            )
+            for name in wide
+        ]
+        try:
+            with torch.enable_grad(), evaluation_mode(self.network):
+                image = self._middle(self.images[0][:1]).detach().clone().requires_grad_()
+                logits = self.run(self.network, image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        generator = torch.Generator().manual_seed(0)
+        squares: dict[str, Tensor | float] = dict.fromkeys(wide, 0.0)
+        for _ in self._bar(range(_NUM_PROBES), "choose channels"):
+            probe = torch.randn(logits.shape, generator=generator).to(logits)
+            found = torch.autograd.grad(
+                logits, [output for _, output in outputs], probe, retain_graph=True, materialize_grads=True
+            )
+            products: dict[str, Tensor | float] = dict.fromkeys(wide, 0.0)
+            for (name, output), gradient in zip(outputs, found, strict=True):
+                axis = channel_axis(cast(KANLayer, self.network.get_submodule(name)))
+                change = output.detach().movedim(axis, -1) - means[name].to(output)
+                products[name] += (gradient.movedim(axis, -1) * change).flatten(0, -2).sum(dim=0)
+            squares = {name: squares[name] + products[name] ** 2 for name in wide}
+        for name, values in squares.items():
+            order = torch.as_tensor(values).argsort(descending=True, stable=True)[:num_channels]
             chosen[name] = sorted(order.tolist())
         return chosen
 
@@ -296,4 +321,4 @@ def _replaced(layer: Any, channel: int, value: float) -> Iterator[None]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().as_subclass(Tensor)  # no MetaTensor
+    return tensor.as_subclass(Tensor)  # no MetaTensor

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentiles
+from monai.utils import TraceKeys
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,8 +32,9 @@ class TrainingRangeWriter:
     """Add to the best model's ``model.json`` the range of the training images' statistics, when the training ends.
 
     The ranges (:func:`~monai_deqkan.metrics.training_ranges`) are those of preprocessed images, of any intensity scale:
-    each is first mapped to ``[0, 1]``, from its minimum to its 99.5th percentile. Of a large training set
-    ``max_images`` chosen by chance are looked at; from fewer than 20 no range can be told, and none is written.
+    each is first freed of its padding and mapped to ``[0, 1]``, from its minimum to its 99.5th percentile. Of a large
+    training set ``max_images`` chosen by chance are looked at; from fewer than 20 no range can be told, and none is
+    written.
 
     Args:
         save_dir: folder with the ``model.json`` of :class:`BestModelSaver`.
@@ -81,8 +84,24 @@ def _image_statistics(item: Mapping[str, Any]) -> dict[str, float]:
 
 
 def rescaled_statistics(image: Any) -> dict[str, float]:
-    """Describe a preprocessed image of any intensity scale; see :class:`TrainingRangeWriter`."""
-    pixels = torch.as_tensor(image).as_subclass(Tensor).detach().cpu()
+    """Describe a preprocessed image of any intensity scale, without its padding; see :class:`TrainingRangeWriter`."""
+    pixels = _without_padding(image).detach().cpu()
     scale = ScaleIntensityRangePercentiles(0, 99.5, 0.0, 1.0, clip=True)
     scaled = scale(pixels) if bool(pixels.max() > pixels.min()) else torch.zeros_like(pixels)
     return image_statistics(torch.as_tensor(scaled), image.meta.get("spatial_shape"))
+
+
+def _without_padding(image: MetaTensor) -> Tensor:
+    """Return the pixels without those that a MONAI transform padded last: they are no part of what the image is like.
+
+    Otherwise an image is unlike all others only because it is not as square as they are.
+    """
+    pixels = image.as_subclass(Tensor)
+    last = image.applied_operations[-1] if image.applied_operations else {}
+    extra = last.get(TraceKeys.EXTRA_INFO, {})
+    padded = extra.get("pad_info", {}).get(TraceKeys.EXTRA_INFO, extra).get("padded", ())
+    if len(padded) != pixels.ndim:
+        return pixels
+    return pixels[
+        tuple(slice(int(low), size - int(high)) for size, (low, high) in zip(pixels.shape, padded, strict=True))
+    ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["segmentation_interpretation_report"]
 
 _MOST_FILTERS = 32
+_CHANCE = 0.1  # share of random 3 x 3 kernels that get a label
 _LABELS = {
     "edge": "borders between bright and dark",
     "line": "thin bright or dark lines (texture)",
@@ -71,7 +72,7 @@ def _add_overview(report: Report, numbers: Mapping[str, Any]) -> None:
         "images."
     )
     half = next((row for row in numbers["pruning"] if math.isclose(row["amount"], 0.5)), None)
-    kept = [] if half is None else [("Dice, half of the edges removed", _dice(half["dice"]), "without fine-tuning")]
+    kept = [] if half is None else [("Dice, half of the edges zero", _dice(half["dice"]), "without fine-tuning")]
     dead = numbers["dead_edges"]
     report.add_key_figures(
         [
@@ -121,7 +122,7 @@ def _add_filters(report: Report, first: Mapping[str, Any] | None, patterns: Tens
         return
     filters = first["filters"]
     counts = Counter(row["label"] for row in filters)
-    found = "; ".join(f"{count} {label} ({_LABELS[label]})" for label, count in counts.most_common())
+    found = "; ".join(f"{count} x {label} ({_LABELS[label]})" for label, count in counts.most_common())
     if first["is_kan"]:
         kind = (
             f"{first['layer']} is a KAN convolution. Drawn is the linear part of each filter: in each place the "
@@ -152,8 +153,12 @@ def _filter_conclusion(detectors: int, count: int) -> str:
     share = detectors / count
     if share > 0.5:
         return f"Most of the first filters ({detectors} of {count}) detect edges or texture, as classical filters do."
-    if detectors:
+    if detectors > count * _CHANCE + 2 * (count * _CHANCE * (1 - _CHANCE)) ** 0.5:
         return f"{detectors} of {count} filters detect edges or texture; the others have no simple linear description."
+    if detectors:
+        return (
+            f"{detectors} of {count} filters look like edge or texture detectors, which is no more than chance gives."
+        )
     return "None is near an edge or texture template."
 
 
@@ -200,7 +205,7 @@ def _spread(share: float, count: int, edges: int) -> str:
     if share > 10 * even:
         times = share / even
         return f"these curves carry {times:.0f} times the signal of average ones, yet the work is shared by many."
-    return "the work is spread over many similar curves; single ones explain little of this layer."
+    return f"no curve stands out: these carry {share / even:.1f} times the signal of average ones."
 
 
 def _add_formulas(report: Report, numbers: Mapping[str, Any]) -> None:
@@ -258,9 +263,12 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
         report.add_text("This does not apply: activations are the only KAN layers, and their functions are not pruned.")
         return
     full = numbers["dice"]
-    free = [row["amount"] for row in rows if full - row["dice"] <= 0.01]
+    start = max(row["num_edges"] for row in rows)
+    # Edges that were zero before go first, and cost nothing.
+    free = [1 - row["num_edges"] / start for row in rows if full - row["dice"] <= 0.01]
     conclusion = (
-        f"up to {max(free):.0%} of the edges can go at a cost of at most 0.01 Dice, with no training afterwards."
+        f"up to {max(free):.0%} of the {start:,} edges that were not zero yet can go at a cost of at most 0.01 Dice, "
+        "with no training afterwards."
         if free and max(free) > 0
         else "already the smallest amount tried costs more than 0.01 Dice; prune only with training afterwards."
     )
@@ -268,13 +276,13 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
         plot_pruning(rows),
         "Shows the mean Dice after the least important edges of the whole network were set to zero, on a copy and "
         f"without fine-tuning. Conclude: {conclusion} Fine-tuning after pruning usually wins much of the loss back.",
-        "A curve of Dice over the share of edges removed",
+        "A curve of Dice over the share of edges that are zero",
     )
     table = [
         [f"{row['amount']:.0%}", f"{row['num_edges']:,}", _dice(row["dice"]), f"{full - row['dice']:.4f}"]
         for row in rows
     ]
-    report.add_table(["edges removed", "edges left", "Dice", "Dice lost"], table)
+    report.add_table(["zero edges", "edges left", "Dice", "Dice lost"], table)
 
 
 def plot_layer_statistics(layers: Sequence[Mapping[str, Any]]) -> Figure:
@@ -345,10 +353,10 @@ def plot_channels(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
 
 
 def plot_pruning(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw Dice over the share of edges that were removed."""
+    """Draw Dice over the share of edges that are zero."""
     figure, axes = new_figure(1, 1, 3.4)
     panel = axes[0, 0]
-    style_axes(panel, "", "edges removed (%)", "mean Dice")
+    style_axes(panel, "", "edges that are zero (%)", "mean Dice")
     amounts = [100 * row["amount"] for row in rows]
     panel.plot(amounts, [row["dice"] for row in rows], "o-", color=COLORS[0], linewidth=2.0)
     for amount, row in zip(amounts, rows, strict=True):

@@ -37,9 +37,12 @@ def test_missing_data_set(bundle, tmp_path):
 
 def test_missing_train_folder(bundle, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").write_text("of an earlier training")
     text = failure(bundle, "train", tmp_path, dataset_dir=str(tmp_path / "empty"))
     assert "train" in text
     assert "Expected layout: train/" in text
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["model.pt"]  # not moved aside
 
 
 def test_nothing_to_infer_on(bundle, tmp_path):

@@ -88,7 +88,7 @@ def contents(folder):
 
 
 def test_new_training_moves_earlier_models_aside_and_loses_nothing(tmp_path):
-    names = ("model.pt", "model.json", "checkpoint_epoch=3.pt")
+    names = ("model.pt", "model.json", "checkpoint_epoch=3.pt", "training_images.csv")
     for run in range(3):
         for name in names:
             (tmp_path / name).write_text(f"{name} of run {run}")

@@ -1,10 +1,13 @@
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import ResizeWithPadOrCrop
 
 from monai_deqkan.handlers import MaskTable, TrainingRangeWriter
+from monai_deqkan.handlers.training_ranges import rescaled_statistics
 from monai_deqkan.metrics import image_statistics, kspace_statistics, outside_training
 
 
@@ -49,6 +52,13 @@ def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_pa
     rows = json.loads((tmp_path / "out" / "masks.json").read_text())["images"]
     assert [bool(row["unlike_training"]) for row in rows] == [False, True]
     assert "1 of 2 images are unlike the training images" in caplog.text
+
+
+def test_padding_is_no_part_of_an_image():
+    pixels = torch.rand(1, 16, 12, generator=torch.Generator().manual_seed(0))
+    numbers = [rescaled_statistics(pad(image("a", pixels))) for pad in (lambda x: x, ResizeWithPadOrCrop((16, 16)))]
+    del numbers[0]["resolution"], numbers[1]["resolution"]  # relative to the longest side of what is there
+    assert numbers[0] == pytest.approx(numbers[1])
 
 
 def test_ranges_of_kspace(tmp_path):
