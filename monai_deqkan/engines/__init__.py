@@ -9,6 +9,7 @@ from monai_deqkan.engines.bundle import (
     load_task,
     load_weights,
     network_class,
+    say_where,
     start_training,
     training_folder,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "resampled_spread",
     "robustness_score",
     "sample_weights",
+    "say_where",
     "start_training",
     "training_folder",
     "tune_reconstruction",

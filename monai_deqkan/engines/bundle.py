@@ -186,6 +186,11 @@ class _Task(dict[str, Any]):
         raise ValueError(f"The model's description {self.file} lacks {key!r}. Train anew, or restore the file.")
 
 
+def say_where(output_dir: str | os.PathLike[str]) -> None:
+    """Log where a run's results are, as its last line."""
+    _LOGGER.info("The results are in %s.", Path(output_dir).absolute())
+
+
 def network_class(name: str) -> type[torch.nn.Module]:
     """Return one of our networks, or of MONAI's, by the name of its class: what a model's description may hold.
 

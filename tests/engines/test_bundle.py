@@ -14,6 +14,7 @@ from monai_deqkan.engines import (
     load_task,
     load_weights,
     network_class,
+    say_where,
     start_training,
     training_folder,
 )
@@ -154,6 +155,12 @@ def test_task_that_cannot_be_had(tmp_path):
     file.write_text("[1]")
     with pytest.raises(ValueError, match="must be a JSON object"):
         load_task(file)
+
+
+def test_last_line_says_where_results_are(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        say_where(tmp_path)
+    assert str(tmp_path) in caplog.messages[-1]
 
 
 def test_task_of_another_kind(tmp_path):
