@@ -28,7 +28,7 @@ from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientC
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
-from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
+from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser, limited
 from monai_deqkan.networks.nets.deq_reconstructor import DEQReconstructor, brightness
 from monai_deqkan.networks.nets.deqkan_classifier import DEQKANClassifier, pool_space
 from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
@@ -214,6 +214,7 @@ class _Ridge(nn.Module):
         thresholds = F.softplus(denoiser.raw_threshold)
         steps = 2 * torch.sigmoid(denoiser.raw_step_size)
         transposed = nn.ConvTranspose2d if denoiser.spatial_dims == 2 else nn.ConvTranspose3d
+        self.num_repeats, self.phase_invariant = denoiser.num_repeats, denoiser.phase_invariant
         self.analysis, self.synthesis = nn.ModuleList(), nn.ModuleList()
         for layer, threshold, step in zip(denoiser.analysis, thresholds, steps, strict=True):
             scale = threshold.view(-1, *[1] * (denoiser.spatial_dims + 1))
@@ -228,9 +229,12 @@ class _Ridge(nn.Module):
             self.synthesis.append(synthesis)
 
     def forward(self, image: Tensor) -> Tensor:
-        for analysis, synthesis in zip(self.analysis, self.synthesis):  # noqa: B905, TorchScript
-            image = image - synthesis(F.hardtanh(analysis(image)))
-        return image
+        x = image.flatten(0, 1).unsqueeze(1) if self.phase_invariant else image
+        for _ in range(self.num_repeats):
+            for analysis, synthesis in zip(self.analysis, self.synthesis):  # noqa: B905, TorchScript
+                response = analysis(x)
+                x = x - synthesis(limited(response) if self.phase_invariant else F.hardtanh(response))
+        return x.reshape(image.shape)
 
 
 class _UNet(nn.Module):

@@ -52,7 +52,7 @@ def case(name, dims):
     return reconstructor(dims, name), scene(small)[:1], scene(large, 3)[:1]
 
 
-CASES = [(name, dims) for name in ("classifier", "ridge", "dncnn") for dims in (2, 3)]
+CASES = [(name, dims) for name in ("classifier", "ridge", "dncnn") for dims in (2, 3)] + [("complex_ridge", 2)]
 QUICK = [("classifier", 2), ("ridge", 2)]
 SLOW = [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES]
 

@@ -29,6 +29,14 @@ class ConvexRidgeDenoiser(nn.Module):
     nonexpansive, and so is their composition. Unlike a plain network of certified layers, which loses signal at every
     activation, it starts close to the identity and can leave an image as it is.
 
+    With ``phase_invariant`` a complex image, real and imaginary part as two channels, is denoised the same way whatever
+    its phase: both parts go through the same real kernels, and
+
+    .. math:: \sigma(t) = t\, \min(1, \lambda / |t|)
+
+    limits the size of the complex responses. With kernels that are differences, this is total variation with Huber's
+    functions. Sums of :math:`\psi_c(|(W_l x)_c|)` are convex too, so all of the above holds.
+
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
         channels: number of image channels, in and out.
@@ -36,9 +44,11 @@ class ConvexRidgeDenoiser(nn.Module):
         features: number of features :math:`c` of each step.
         kernel_size: size of the kernels, odd.
         threshold: :math:`\lambda` to start from, in the unit of the image, in ``[1e-6, 1e6]``.
+        num_repeats: how often all layers are applied, one after the other and again: more steps of the same functions.
+        phase_invariant: whether the two channels are the parts of a complex number, see above.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or ``phase_invariant`` is asked for with other than two channels.
 
     Example:
         >>> denoiser = ConvexRidgeDenoiser(spatial_dims=2, channels=2)
@@ -61,6 +71,8 @@ class ConvexRidgeDenoiser(nn.Module):
         *,
         kernel_size: int = 5,
         threshold: float = 0.015,
+        num_repeats: int = 1,
+        phase_invariant: bool = False,
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
@@ -70,9 +82,14 @@ class ConvexRidgeDenoiser(nn.Module):
         if check_int("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd; got {kernel_size}.")
         check_range("threshold", threshold, 1e-6, 1e6)
+        self.num_repeats = check_int("num_repeats", num_repeats)
+        if phase_invariant and channels != 2:
+            raise ValueError(f"`phase_invariant` needs 2 channels, real and imaginary part; got {channels}.")
+        self.phase_invariant = phase_invariant
+        inputs = 1 if phase_invariant else channels
         self.analysis = nn.ModuleList(
             certified_spectral_norm(
-                Conv[Conv.CONV, spatial_dims](channels, features, kernel_size, padding=kernel_size // 2, bias=False)
+                Conv[Conv.CONV, spatial_dims](inputs, features, kernel_size, padding=kernel_size // 2, bias=False)
             )
             for _ in range(num_layers)
         )
@@ -87,7 +104,7 @@ class ConvexRidgeDenoiser(nn.Module):
         r"""Return the Lipschitz constant, for every image size: 1 while the kernels are kept normalized.
 
         After `remove_spectral_norm` it is computed from the present kernels, as the product of
-        :math:`\max(1, \tau_l \|W_l\|^2 - 1)`; their norms again only when they have changed.
+        :math:`\max(1, \tau_l \|W_l\|^2 - 1)`, over all repeats; their norms again only when they have changed.
         """
         # Nothing can be computed while a graph is traced; the kernels are then those that were normalized.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -95,7 +112,8 @@ class ConvexRidgeDenoiser(nn.Module):
             return 1.0
         steps = (2 * torch.sigmoid(self.raw_step_size.detach())).tolist()
         norms = self._kernel_norms([torch.as_tensor(layer.weight).detach() for layer in self.analysis])
-        return math.prod(max(1.0, step * norm**2 - 1.0) for step, norm in zip(steps, norms, strict=True))
+        once = math.prod(max(1.0, step * norm**2 - 1.0) for step, norm in zip(steps, norms, strict=True))
+        return once**self.num_repeats
 
     @torch.jit.unused
     def _kernel_norms(self, kernels: list[Tensor]) -> list[float]:
@@ -118,14 +136,27 @@ class ConvexRidgeDenoiser(nn.Module):
         )
         thresholds = F.softplus(self.raw_threshold).view(*self.raw_threshold.shape, *[1] * (self.spatial_dims + 1))
         steps = 2 * torch.sigmoid(self.raw_step_size)
+        # The thresholds are moved into the kernels, sigma(t) = lambda hardtanh(t / lambda), which spares passes over
+        # the features; channels last makes convolutions of few image channels several times faster on a CPU.
+        kernels = []
         for layer, threshold, step in zip(self.analysis, thresholds, steps, strict=True):
             kernel = torch.as_tensor(layer.weight)
-            padding = kernel.shape[-1] // 2
-            # The thresholds are moved into the kernels, sigma(t) = lambda hardtanh(t / lambda), which spares passes
-            # over the features; channels last makes convolutions of few image channels several times faster on a CPU.
-            response = F.hardtanh(convolve(image.contiguous(memory_format=layout), kernel / threshold, padding=padding))
-            image = image - transpose(response, step * threshold * kernel, padding=padding)
-        return image.contiguous()
+            kernels.append((kernel / threshold, step * threshold * kernel))
+        x = image.flatten(0, 1).unsqueeze(1) if self.phase_invariant else image
+        for _ in range(self.num_repeats):
+            for analysis, synthesis in kernels:
+                padding = analysis.shape[-1] // 2
+                response = convolve(x.contiguous(memory_format=layout), analysis, padding=padding)
+                response = limited(response) if self.phase_invariant else F.hardtanh(response)
+                x = x - transpose(response, synthesis, padding=padding)
+        return x.reshape(image.shape).contiguous()
+
+
+def limited(response: Tensor) -> Tensor:
+    """Limit the size of complex numbers to one; real and imaginary parts take turns along the first axis."""
+    parts = response.unflatten(0, (-1, 2))
+    # The gradient of a root at zero is infinite; what is below one needs none.
+    return (parts * parts.square().sum(dim=1, keepdim=True).clamp_min(1.0).rsqrt()).flatten(0, 1)
 
 
 def _is_same(known: Tensor, kernel: Tensor) -> bool:

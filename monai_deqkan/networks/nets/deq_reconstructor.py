@@ -134,9 +134,10 @@ class DEQReconstructor(Reconstructor):
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
-        prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"dncnn"`` for a :class:`DnCNN` (with certified spectral
-            normalization where the form needs it, else residual without one), ``"unet"`` for a :class:`UNetDenoiser`,
-            or a module on two channels.
+        prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"complex_ridge"`` for its phase-invariant form (32
+            kernels of size 7, six steps of the same functions), ``"dncnn"`` for a :class:`DnCNN` (with certified
+            spectral normalization where the form needs it, else residual without one), ``"unet"`` for a
+            :class:`UNetDenoiser`, or a module on two channels.
         form: ``"contracting"``, ``"cg"``, ``"prox"`` or ``"grad"``.
         num_layers: number of layers of a prior given by name (residual blocks per level of a U-Net); by default that
             network's own.
@@ -222,7 +223,7 @@ def reconstruction_cell(
 def _prior(
     name: str, spatial_dims: int, num_layers: int | None, features: int | Sequence[int] | None, certified: bool
 ) -> nn.Module:
-    check_choice("prior", name, ("ridge", "dncnn", "unet"))
+    check_choice("prior", name, ("ridge", "complex_ridge", "dncnn", "unet"))
     chosen: dict[str, Any] = {}
     if features is not None:
         chosen["features"] = features
@@ -232,6 +233,9 @@ def _prior(
         return UNetDenoiser(spatial_dims, 2, **chosen)
     if name == "ridge":
         return ConvexRidgeDenoiser(spatial_dims, 2, **chosen)
+    if name == "complex_ridge":
+        chosen = {"num_layers": 1, "features": 32, **chosen}
+        return ConvexRidgeDenoiser(spatial_dims, 2, kernel_size=7, num_repeats=6, phase_invariant=True, **chosen)
     kind: dict[str, Any] = {"residual": False, "spectral_norm": "certified"} if certified else {"residual": True}
     return DnCNN(spatial_dims, 2, 2, **kind, **chosen)
 

@@ -53,6 +53,62 @@ def test_a_layer_is_the_gradient_of_a_convex_function():
     assert float(eigenvalues.min()) < 0.9  # the step does something
 
 
+def complex_ridge(**settings):
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "features": 4, "kernel_size": 3, "threshold": 0.3, "phase_invariant": True, **settings}
+    return ConvexRidgeDenoiser(2, **options).double()
+
+
+def turned(x, angle):
+    z = torch.complex(x[:, 0], x[:, 1]) * torch.polar(torch.tensor(1.0), torch.tensor(angle)).to(torch.complex128)
+    return torch.stack((z.real, z.imag), dim=1)
+
+
+def test_phase_turns_through_the_phase_invariant_form_and_not_through_the_other():
+    x = torch.randn(2, 2, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = complex_ridge(num_repeats=2)
+    torch.testing.assert_close(net(turned(x, 1.0)), turned(net(x), 1.0))
+    assert (net(x) - x).abs().max().item() > 0.1
+    plain = complex_ridge(phase_invariant=False)
+    assert not torch.allclose(plain(turned(x, 1.0)), turned(plain(x), 1.0), atol=1e-3)
+
+
+def test_phase_invariant_layer_is_the_formula_and_the_gradient_of_a_convex_function():
+    net = complex_ridge(num_layers=1)
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kernel, step = net.analysis[0].weight, 2 * torch.sigmoid(net.raw_step_size[0])
+    responses = torch.complex(*(F.conv2d(x[:, i : i + 1], kernel, padding=1) for i in (0, 1)))
+    threshold = F.softplus(net.raw_threshold[0]).view(1, -1, 1, 1)
+    limited = responses * (threshold / responses.abs()).clamp_max(1)
+    back = [F.conv_transpose2d(part, kernel, padding=1) for part in (limited.real, limited.imag)]
+    torch.testing.assert_close(net(x), x - step * torch.cat(back, dim=1))
+    jacobian = torch.autograd.functional.jacobian(lambda z: net(z.view(1, 2, 5, 5)).flatten(), x.flatten())
+    torch.testing.assert_close(jacobian, jacobian.T)
+    eigenvalues = torch.linalg.eigvalsh(jacobian)
+    assert 1 - step.item() - 1e-9 <= float(eigenvalues.min()) < 0.9
+    assert float(eigenvalues.max()) <= 1 + 1e-9
+
+
+def test_repeats_are_the_layers_again():
+    x = torch.randn(1, 2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    once, twice = complex_ridge(), complex_ridge(num_repeats=2)
+    torch.testing.assert_close(twice(x), once(once(x)))
+    remove_spectral_norm(twice)
+    with torch.no_grad():
+        twice.analysis[0].weight.mul_(3)
+        twice.raw_step_size.fill_(2.0)
+    jacobian = torch.autograd.functional.jacobian(twice, torch.zeros_like(x)).reshape(144, 144)
+    assert 1 < float(torch.linalg.matrix_norm(jacobian, 2)) <= twice.certified_lipschitz()
+
+
+def test_gradients_where_responses_are_zero():
+    net = complex_ridge()
+    x = torch.zeros(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    (net(x) - 1).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
 def test_trained_network_denoises_and_stays_nonexpansive():
     net = trained()
     clean, noisy = noisy_steps(0)
@@ -118,6 +174,8 @@ def test_frozen_weights_and_copies_give_the_same():
 
 
 def test_wrong_arguments():
+    with pytest.raises(ValueError, match="`phase_invariant` needs 2 channels"):
+        ConvexRidgeDenoiser(2, channels=1, phase_invariant=True)
     with pytest.raises(ValueError, match="odd"):
         ConvexRidgeDenoiser(2, kernel_size=4)
     for threshold in (0.0, 1e-7, 1e7, float("nan")):

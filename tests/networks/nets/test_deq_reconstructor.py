@@ -271,7 +271,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"`kspace` must have shape .*got \(0, 4, 24, 20\)"):
         network(kspace[:0], mask, maps)
     with pytest.raises(
-        ValueError, match=r"`prior` must be one of ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'"
+        ValueError, match=r"`prior` must be one of ridge, complex_ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'"
     ):
         small(prior="ridg")
     with pytest.raises(ValueError, match="leave them out with a module"):
@@ -317,7 +317,7 @@ def test_implicit_gradient_of_the_other_forms_equals_the_unrolled_one(form, shap
         assert torch.allclose(implicit, gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("prior", ["ridge", "dncnn", "unet"])
+@pytest.mark.parametrize("prior", ["ridge", "complex_ridge", "dncnn", "unet"])
 @pytest.mark.parametrize("form", ["cg", "prox", "grad"])
 def test_gradients_reach_every_parameter_of_every_prior(form, prior):
     sizes = {"num_layers": 1, "features": (4, 6)} if prior == "unet" else {"num_layers": 2, "features": 4}

@@ -44,6 +44,7 @@ FORMS = [
     ("contracting", "ridge"),
     ("contracting", "dncnn"),
     ("cg", "ridge"),
+    ("cg", "complex_ridge"),
     ("cg", "unet"),
     ("prox", "dncnn"),
     ("grad", "unet"),
