@@ -207,11 +207,11 @@ class _SolvedClassifier(_Classifier):
 
 
 class _Ridge(nn.Module):
-    """A `ConvexRidgeDenoiser` of plain convolutions, its thresholds and step sizes in their weights."""
+    """A `ConvexRidgeDenoiser` of plain convolutions, its thresholds, step sizes and noise level in their weights."""
 
-    def __init__(self, denoiser: ConvexRidgeDenoiser) -> None:
+    def __init__(self, denoiser: ConvexRidgeDenoiser, noise_level: float = 1.0) -> None:
         super().__init__()
-        thresholds = F.softplus(denoiser.raw_threshold)
+        thresholds = F.softplus(denoiser.raw_threshold) * noise_level
         steps = 2 * torch.sigmoid(denoiser.raw_step_size)
         transposed = nn.ConvTranspose2d if denoiser.spatial_dims == 2 else nn.ConvTranspose3d
         self.num_repeats, self.phase_invariant = denoiser.num_repeats, denoiser.phase_invariant
@@ -254,12 +254,14 @@ class _UNet(nn.Module):
 def _exportable_prior(prior: Any, noise_level: Tensor | None) -> nn.Module:
     if isinstance(prior, UNetDenoiser):
         return _UNet(prior, 0.0 if noise_level is None else float(noise_level))
+    if isinstance(prior, ConvexRidgeDenoiser):
+        return _Ridge(prior, 1.0 if noise_level is None else float(noise_level))
     if noise_level is not None:
         raise TypeError(
             f"`prepare_for_export` cannot tell a {type(prior).__name__} its noise level. Export a network with a "
-            "UNetDenoiser, or a prior that is not told the level."
+            "UNetDenoiser or a ConvexRidgeDenoiser, or a prior that is not told the level."
         )
-    return _Ridge(prior) if isinstance(prior, ConvexRidgeDenoiser) else prior
+    return prior
 
 
 class _Reconstructor(nn.Module):

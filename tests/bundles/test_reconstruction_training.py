@@ -92,7 +92,7 @@ def test_pretraining_that_goes_on_equals_an_uninterrupted_one(brain):
     assert psnr == sorted(psnr, reverse=True)
 
 
-@pytest.mark.parametrize("prior", ["dncnn", "ridge"])
+@pytest.mark.parametrize("prior", ["dncnn", "ridge", "complex_ridge"])
 def test_other_denoisers_learn_too(brain, prior):
     settings = {"prior": prior, "features": 4, "num_layers": 3, "epoch_length": 6, "max_epochs": 3, "ema_momentum": 0}
     folder = pretrain(brain, prior, **settings, noise_range=[0.1, 0.1], learning_rate=0.01)

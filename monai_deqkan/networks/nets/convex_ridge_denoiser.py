@@ -46,6 +46,8 @@ class ConvexRidgeDenoiser(nn.Module):
         threshold: :math:`\lambda` to start from, in the unit of the image, in ``[1e-6, 1e6]``.
         num_repeats: how often all layers are applied, one after the other and again: more steps of the same functions.
         phase_invariant: whether the two channels are the parts of a complex number, see above.
+        blind: False makes ``forward`` take the noise level :math:`s`, and thresholds be in its unit: the denoiser is
+            :math:`s\, D(x / s)`, nonexpansive for every level.
 
     Raises:
         ValueError: if a number is out of range, or ``phase_invariant`` is asked for with other than two channels.
@@ -73,6 +75,7 @@ class ConvexRidgeDenoiser(nn.Module):
         threshold: float = 0.015,
         num_repeats: int = 1,
         phase_invariant: bool = False,
+        blind: bool = True,
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
@@ -86,6 +89,7 @@ class ConvexRidgeDenoiser(nn.Module):
         if phase_invariant and channels != 2:
             raise ValueError(f"`phase_invariant` needs 2 channels, real and imaginary part; got {channels}.")
         self.phase_invariant = phase_invariant
+        self.takes_noise_level = not blind
         inputs = 1 if phase_invariant else channels
         self.analysis = nn.ModuleList(
             certified_spectral_norm(
@@ -122,13 +126,40 @@ class ConvexRidgeDenoiser(nn.Module):
             self._memo = ([kernel.clone() for kernel in kernels], [float(conv_norm_bound(k)) for k in kernels])
         return self._memo[1]
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, noise_level: Tensor | float | None = None) -> Tensor:
         """Denoise an image ``(B, channels, *space)``.
 
+        Args:
+            image: the image.
+            noise_level: standard deviation of each channel's noise, positive, in the unit of the image: a number, or
+                ``(B,)``; only with ``blind=False``.
+
         Raises:
-            ValueError: if the image has another rank or number of channels.
+            ValueError: if the image has another rank or number of channels, the level is missing or of another shape.
+            TypeError: if a level is given to a blind denoiser.
         """
         check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
+        unit = self._unit(image, noise_level)
+        return self._denoise(image) if unit is None else unit * self._denoise(image / unit)
+
+    def _unit(self, image: Tensor, noise_level: Tensor | float | None) -> Tensor | None:
+        """Return the noise level as ``(B or 1, 1, *ones)``."""
+        if not self.takes_noise_level:
+            if noise_level is not None:
+                raise TypeError(
+                    "`noise_level` was given, but this denoiser is blind. Leave it out, or use blind=False."
+                )
+            return None
+        if noise_level is None:
+            raise ValueError("`noise_level` must be given, as this denoiser is not blind; got None.")
+        level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device).reshape(-1)
+        if level.numel() not in (1, len(image)):
+            raise ValueError(
+                f"`noise_level` must be a number or have shape ({len(image)},); got {level.numel()} numbers."
+            )
+        return level.view(-1, *[1] * (image.ndim - 1))
+
+    def _denoise(self, image: Tensor) -> Tensor:
         convolve, transpose, layout = (
             (F.conv2d, F.conv_transpose2d, torch.channels_last)
             if self.spatial_dims == 2

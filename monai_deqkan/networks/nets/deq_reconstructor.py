@@ -210,7 +210,7 @@ def reconstruction_cell(
     chosen: Any = prior
     if isinstance(prior, str):
         certified = form == "contracting" or contraction is not None
-        chosen = _prior(prior, spatial_dims, num_layers, features, certified)
+        chosen = _prior(prior, spatial_dims, num_layers, features, certified, tells_level=form != "contracting")
     elif num_layers is not None or features is not None:
         raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
     if form == "contracting":
@@ -221,7 +221,13 @@ def reconstruction_cell(
 
 
 def _prior(
-    name: str, spatial_dims: int, num_layers: int | None, features: int | Sequence[int] | None, certified: bool
+    name: str,
+    spatial_dims: int,
+    num_layers: int | None,
+    features: int | Sequence[int] | None,
+    certified: bool,
+    *,
+    tells_level: bool,
 ) -> nn.Module:
     check_choice("prior", name, ("ridge", "complex_ridge", "dncnn", "unet"))
     chosen: dict[str, Any] = {}
@@ -235,7 +241,9 @@ def _prior(
         return ConvexRidgeDenoiser(spatial_dims, 2, **chosen)
     if name == "complex_ridge":
         chosen = {"num_layers": 1, "features": 32, **chosen}
-        return ConvexRidgeDenoiser(spatial_dims, 2, kernel_size=7, num_repeats=6, phase_invariant=True, **chosen)
+        settings: dict[str, Any] = {"kernel_size": 7, "num_repeats": 6, "phase_invariant": True}
+        settings["blind"] = not tells_level
+        return ConvexRidgeDenoiser(spatial_dims, 2, **settings, **chosen)
     kind: dict[str, Any] = {"residual": False, "spectral_norm": "certified"} if certified else {"residual": True}
     return DnCNN(spatial_dims, 2, 2, **kind, **chosen)
 

@@ -101,6 +101,25 @@ def test_repeats_are_the_layers_again():
     assert 1 < float(torch.linalg.matrix_norm(jacobian, 2)) <= twice.certified_lipschitz()
 
 
+def test_level_is_the_unit_of_the_thresholds():
+    x = torch.randn(2, 2, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    told, blind = complex_ridge(blind=False), complex_ridge()
+    torch.testing.assert_close(told(x, 1.0), blind(x))
+    torch.testing.assert_close(told(0.1 * x, 0.1), 0.1 * blind(x))
+    both = told(x, torch.tensor([0.2, 2.0]))
+    torch.testing.assert_close(both[:1], told(x[:1], 0.2))
+    torch.testing.assert_close(both[1:], told(x[1:], 2.0))
+    with torch.no_grad():
+        blind.raw_threshold.copy_((0.2 * F.softplus(told.raw_threshold)).expm1().log())
+    torch.testing.assert_close(told(x, 0.2), blind(x))
+    with pytest.raises(TypeError, match="this denoiser is blind"):
+        blind(x, 0.1)
+    with pytest.raises(ValueError, match="`noise_level` must be given"):
+        told(x)
+    with pytest.raises(ValueError, match=r"shape \(2,\); got 3"):
+        told(x, torch.ones(3))
+
+
 def test_gradients_where_responses_are_zero():
     net = complex_ridge()
     x = torch.zeros(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
