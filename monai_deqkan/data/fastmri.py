@@ -24,7 +24,7 @@ __all__ = ["find_kspace_files", "kspace_items", "kspace_slices", "parse_slices",
 
 logger = logging.getLogger(__name__)
 
-Slices = Sequence[int] | str | None
+Slices = Sequence[int] | int | str | None
 
 _LAYOUT = (
     "Expected layout: train/*.h5, and where you have them val/*.h5 and test/*.h5 (or fastMRI's own multicoil_train, "
@@ -46,14 +46,14 @@ _UNDERSAMPLED = "it was measured undersampled, so it has no reference."
 
 
 def parse_slices(slices: Slices) -> list[int] | None:
-    """Return slice indices, from 0: of a sequence, or of a text such as ``"11-27"`` or ``"0-3,7"``, ends included.
+    """Return slice indices, from 0: of one, a sequence, or a text such as ``"11-27"`` or ``"0-3,7"``, ends included.
 
     Raises:
         ValueError: if the text or an index is no such thing.
 
     Example:
-        >>> parse_slices("0-2,7"), parse_slices(range(3)), parse_slices(None)
-        ([0, 1, 2, 7], [0, 1, 2], None)
+        >>> parse_slices("0-2,7"), parse_slices(range(3)), parse_slices(4), parse_slices(None)
+        ([0, 1, 2, 7], [0, 1, 2], [4], None)
     """
     if slices is None:
         return None
@@ -65,7 +65,7 @@ def parse_slices(slices: Slices) -> list[int] | None:
                 raise ValueError(f"`slices` must be indices, or a text such as '11-27' or '0-3,7'; got {slices!r}.")
             wanted += range(int(match[1]), int(match[2] or match[1]) + 1)
         return wanted
-    wanted = list(slices)
+    wanted = [slices] if isinstance(slices, int) else list(slices)
     if any(isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in wanted):
         raise ValueError(f"`slices` must be indices from 0, or a text such as '11-27'; got {slices!r}.")
     return wanted

@@ -118,6 +118,18 @@ def test_fine_tuning_starts_from_the_denoiser_and_keeps_what_rebuilds_it(brain):
     assert loss[0] > loss[1] > 0
 
 
+def test_a_denoiser_that_does_not_fit_moves_no_model_aside(brain):
+    denoiser = pretrain(brain, "other", features=[2, 4]) / "models" / "model.pt"
+    models = brain.work / "kept"
+    models.mkdir()
+    (models / "model.pt").write_text("of an earlier training")
+    with pytest.raises(Exception, match="Failed to evaluate"):
+        brain.run(
+            "train", **FINE_TUNE, pretrained=str(denoiser), ckpt_dir=str(models), output_dir=str(brain.work / "o")
+        )
+    assert [path.name for path in models.iterdir()] == ["model.pt"]
+
+
 def test_fine_tuning_that_goes_on_equals_an_uninterrupted_one(brain):
     whole = fine_tune(brain, "whole", max_epochs=2, ema_momentum=0.1)
     fine_tune(brain, "cut", ema_momentum=0.1)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform, Transform
 from torch import Tensor
 
 from monai_deqkan._checks import check_int
-from monai_deqkan.operators import FourierOperator
 from monai_deqkan.transforms.kspace.checks import check_kspace, has_gaps
 from monai_deqkan.transforms.kspace.header import read_kspace_header
 
@@ -47,8 +47,11 @@ class CropCoilImages(Transform):
                     f"CropCoilImages cannot crop along axis {axis}, where lines of k-space are missing. Crop before "
                     "undersampling, or set its `spatial_size` to -1."
                 )
-        fourier = FourierOperator(len(self.spatial_size))
-        return fourier(_center(fourier.adjoint(kspace), self.spatial_size))
+        for axis, size in enumerate(self.spatial_size, start=1):
+            # Axes that stay are not transformed: rounding would leave traces in lines that were not measured.
+            if 0 < size < kspace.shape[axis]:
+                kspace = _crop_axis(kspace, axis, size)
+        return kspace
 
 
 class CropKspace(Transform):
@@ -62,6 +65,7 @@ class CropKspace(Transform):
 
     Example:
         >>> import torch
+        >>> from monai_deqkan.operators import FourierOperator
         >>> kspace = FourierOperator(2)(torch.full((1, 8, 8), 3.0, dtype=torch.complex64))
         >>> FourierOperator(2).adjoint(CropKspace((4, 4))(kspace)).real[0, 0].tolist()
         [3.0, 3.0, 3.0, 3.0]
@@ -146,6 +150,13 @@ class CropKspaced(MapTransform):
             item[key] = self.crop(item[key])
             item[self.pixel_scale_key] = [old / new for old, new in zip(full, item[key].shape[1:], strict=True)]
         return item
+
+
+def _crop_axis(kspace: Tensor, axis: int, size: int) -> Tensor:
+    """Crop the field of view along one axis, in the convention of :class:`~monai_deqkan.operators.FourierOperator`."""
+    image = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=axis), dim=axis, norm="ortho")
+    kept = _center(torch.fft.fftshift(image, dim=axis), tuple(size if a == axis else -1 for a in range(1, kspace.ndim)))
+    return torch.fft.fftshift(torch.fft.fft(torch.fft.ifftshift(kept, dim=axis), dim=axis, norm="ortho"), dim=axis)
 
 
 def recon_shape(path: str | Path) -> tuple[int, int]:

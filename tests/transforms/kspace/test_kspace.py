@@ -117,7 +117,10 @@ def test_crop_refuses_missing_lines_but_not_zero_padding():
     undersampled, _ = UndersampleKspace(2, 0.2)(kspace, seed=0)
     with pytest.raises(ValueError, match="Crop before"):
         CropCoilImages((20, 20))(undersampled)
-    assert CropCoilImages((20, -1))(undersampled).shape == (6, 20, 36)
+    cropped = CropCoilImages((20, -1))(undersampled)
+    assert cropped.shape == (6, 20, 36)
+    assert torch.equal(infer_mask(cropped[None]), infer_mask(undersampled[None]))
+    assert CropCoilImages((-1, -1))(undersampled) is undersampled  # no rounding in lines that were not measured
     kspace[..., :4] = 0
     assert CropCoilImages((20, 20))(kspace).shape == (6, 20, 20)
 
