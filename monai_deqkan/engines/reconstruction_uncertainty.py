@@ -35,6 +35,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_LARGE_FACTOR = 5.0
+
 _NOTE = "Research only; not for clinical use."
 
 
@@ -341,6 +343,11 @@ def _pixels(
 
 def _log_calibration(factor: float, curves: Mapping[str, SpreadCalibration]) -> None:
     logger.info("Spreads times %.3g hold 68 %% of the errors of the validation slices within one spread.", factor)
+    if factor > _LARGE_FACTOR:
+        logger.warning(
+            "The factor is large: most of this network's error is not what was resampled, and the spread says little "
+            "of where it is. Look at spread_map.png."
+        )
     for name, curve in curves.items():
         logger.info("%s: largest gap to the normal law %.3f.", name, curve.largest_gap)
 

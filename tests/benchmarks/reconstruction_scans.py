@@ -105,6 +105,8 @@ class Scans:
         self.cpu = torch.Generator().manual_seed(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         sources = [image_files(path) for path in sorted((options.data / part).iterdir()) if path.is_dir()]
+        if not any(sources):
+            raise ValueError(f"There is no image in the folders of {options.data / part}; expected {part}/<source>/*.")
         if part == "val":
             sources = [_spread(files, -(-options.num_val // len(sources))) for files in sources]
         pictures = [_read(file, options.size) for files in sources for file in files]

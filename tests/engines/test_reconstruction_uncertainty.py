@@ -127,6 +127,16 @@ def test_calibration_of_noise_alone_needs_no_factor(tmp_path):
         calibrate_spread(ZeroFilled(), inferer, loader(0), loader(9), tmp_path / "out")
 
 
+def test_a_spread_that_tells_little_is_said_to(tmp_path, caplog):
+    class Brighter(ZeroFilled):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) + 10
+
+    record = calibrate_spread(Brighter(), SpreadInferer(num_samples=10), loader(0), loader(100, names="xyz"), tmp_path)
+    assert record["factor"] > 5
+    assert "the spread says little" in caplog.text
+
+
 def test_slices_in_both_parts_are_told(tmp_path, caplog):
     record = calibrate_spread(ZeroFilled(), SpreadInferer(num_samples=2), loader(0), loader(0), tmp_path)
     assert record["num_slices"]["in_both"] == 3
