@@ -149,7 +149,7 @@ def test_finite_nonzero_gradients_and_reload():
 
 
 def test_prior_without_a_certificate_is_refused():
-    with pytest.raises(TypeError, match=r"Conv2d has none. Use `DnCNN"):
+    with pytest.raises(TypeError, match=r"Conv2d has none. Use `ConvexRidge.*such as 'cg'"):
         ReconstructionCell(nn.Conv2d(2, 2, 1))
     with pytest.raises(ValueError, match="no finite certified Lipschitz constant"):
         ReconstructionCell(prior(spectral_norm=None, norm="batch"))
