@@ -219,8 +219,8 @@ class ReconstructionCell(nn.Module):
         if not isinstance(prior, CertifiedMap):
             raise TypeError(
                 f"The prior must have a method `certified_lipschitz()`; {type(prior).__name__} has none. Use "
-                "`ConvexRidgeDenoiser` or `DnCNN(..., spectral_norm='certified')`, or a form without a certificate such "
-                "as 'cg'."
+                "`ConvexRidgeDenoiser` or `DnCNN(..., spectral_norm='certified')`, or a form without a certificate "
+                "such as 'cg'."
             )
         if not math.isfinite(float(prior.certified_lipschitz())):
             raise ValueError(
