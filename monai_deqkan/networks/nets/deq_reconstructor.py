@@ -243,7 +243,7 @@ def _prior(
         chosen = {"num_layers": 1, "features": 32, **chosen}
         settings: dict[str, Any] = {"kernel_size": 7, "num_repeats": 6, "phase_invariant": True}
         if tells_level:
-            settings |= {"blind": False, "threshold": 0.1}  # of the noise level
+            settings |= {"blind": False, "threshold": 0.03}  # of the noise level
         return ConvexRidgeDenoiser(spatial_dims, 2, **settings, **chosen)
     kind: dict[str, Any] = {"residual": False, "spectral_norm": "certified"} if certified else {"residual": True}
     return DnCNN(spatial_dims, 2, 2, **kind, **chosen)
