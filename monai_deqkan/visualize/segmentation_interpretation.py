@@ -266,12 +266,15 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
     start = max(row["num_edges"] for row in rows)
     # Edges that were zero before go first, and cost nothing.
     free = [1 - row["num_edges"] / start for row in rows if full - row["dice"] <= 0.01]
-    conclusion = (
-        f"up to {max(free):.0%} of the {start:,} edges that were not zero yet can go at a cost of at most 0.01 Dice, "
-        "with no training afterwards."
-        if free and max(free) > 0
-        else "already the smallest amount tried costs more than 0.01 Dice; prune only with training afterwards."
-    )
+    if free and max(free) > 0:
+        conclusion = (
+            f"up to {max(free):.0%} of the {start:,} edges that were not zero yet can go at a cost of at most 0.01 "
+            "Dice, with no training afterwards."
+        )
+    elif all(row["num_edges"] == start for row in rows):
+        conclusion = "these amounts take away no edge that was not zero before; try larger ones."
+    else:
+        conclusion = "already the smallest amount tried costs more than 0.01 Dice; prune only with training afterwards."
     report.add_figure(
         plot_pruning(rows),
         "Shows the mean Dice after the least important edges of the whole network were set to zero, on a copy and "

@@ -44,7 +44,8 @@ def numbers():
 def page_of(numbers):
     network = nn.Sequential(KANConv2d(1, 2, 3))
     samples = {"0": torch.linspace(-2, 2, 50).reshape(-1, 1, 1, 1)}
-    patterns = torch.arange(18.0).reshape(2, 3, 3)
+    count = len(numbers["first_layer"]["filters"]) if numbers["first_layer"] else 2
+    patterns = torch.arange(9.0 * count).reshape(count, 3, 3)
     return segmentation_interpretation_report(numbers, network, samples, patterns).to_html()
 
 
@@ -54,17 +55,28 @@ def test_conclusions_follow_the_numbers(numbers):
         "33.3%",  # dead edges
         "the layer with most inputs outside its grid is 0 (6.2%). More than 5 % is much",
         "Not used in inference: aux.",
-        "1 edge (borders between bright and dark); 1 other (no template). 1 of 2 filters",
+        "1 x edge (borders between bright and dark); 1 x other (no template). 1 of 2 filters look like",
+        "no more than chance gives",
         "75% of the curves",
         "together they carry 90.0%",
         "Nearest shapes: 1 sin, 1 no simple formula.",
         "1 of 2 of these curves have one",
         "leans most on channel 1 of 0 (Dice falls by 0.300)",
         "Replacing 1 of them raised Dice",
-        "up to 25% of the edges can go",
+        "up to 22% of the 18 edges that were not zero yet can go",
         "Research only; not for clinical use.",
     ):
         assert text in page, text
+
+
+def test_labels_beyond_chance_and_edges_that_were_zero_before(numbers):
+    numbers["first_layer"]["filters"] = [*[filter_row("edge")] * 5, *[filter_row("other", 0.3)] * 5]
+    for row in numbers["pruning"]:  # half of the edges are zero: taking half of them away takes nothing
+        row["num_edges"], row["dice"] = 9, 0.9
+    page = page_of(numbers)
+    assert "5 of 10 filters detect edges or texture; the others" in page
+    assert "already the smallest amount tried costs more" not in page
+    assert "no edge that was not zero before" in page
 
 
 def test_what_does_not_apply_is_said(numbers):
