@@ -84,6 +84,29 @@ def check_same_shape(first_name: str, first: Any, second_name: str, second: Any)
         )
 
 
+def check_noise_level(noise_level: Any, image: Tensor, told: bool) -> Tensor | None:
+    """Return the noise level that a denoiser of ``(B, C, *space)`` is told as ``(B or 1, 1, *ones)``; None if blind.
+
+    Raises:
+        ValueError: if the level is missing, or given to a blind denoiser, or there is not one for each sample.
+    """
+    if (noise_level is None) == told:
+        raise ValueError(
+            "This network must be told the `noise_level` of its input."
+            if told
+            else "This network is blind: leave `noise_level` out, or build it with `blind=False`."
+        )
+    if noise_level is None:
+        return None
+    level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device)
+    if level.numel() not in (1, len(image)):
+        raise ValueError(
+            f"`noise_level` must be one number, or have shape ({len(image)},), one per sample; got "
+            f"{tuple(level.shape)}."
+        )
+    return level.reshape(-1, *[1] * (image.ndim - 1))
+
+
 def check_finite(name: str, value: Tensor, advice: str = "") -> None:
     """Check that no element is NaN or infinite.
 

@@ -215,7 +215,7 @@ class _Ridge(nn.Module):
         steps = 2 * torch.sigmoid(denoiser.raw_step_size)
         transposed = nn.ConvTranspose2d if denoiser.spatial_dims == 2 else nn.ConvTranspose3d
         self.num_repeats, self.phase_invariant = denoiser.num_repeats, denoiser.phase_invariant
-        self.analysis, self.synthesis = nn.ModuleList(), nn.ModuleList()
+        self.layers = nn.ModuleList()
         for layer, threshold, step in zip(denoiser.analysis, thresholds, steps, strict=True):
             scale = threshold.view(-1, *[1] * (denoiser.spatial_dims + 1))
             analysis: Any = copy.deepcopy(layer)
@@ -225,16 +225,25 @@ class _Ridge(nn.Module):
             kernel = analysis.weight.detach()
             analysis.weight = nn.Parameter(kernel / scale)
             synthesis.weight = nn.Parameter(step * scale * kernel)
-            self.analysis.append(analysis)
-            self.synthesis.append(synthesis)
+            self.layers.append(_RidgeLayer(analysis, synthesis, denoiser.phase_invariant))
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.flatten(0, 1).unsqueeze(1) if self.phase_invariant else image
         for _ in range(self.num_repeats):
-            for analysis, synthesis in zip(self.analysis, self.synthesis):  # noqa: B905, TorchScript
-                response = analysis(x)
-                x = x - synthesis(limited(response) if self.phase_invariant else F.hardtanh(response))
+            for layer in self.layers:
+                x = layer(x)
         return x.reshape(image.shape)
+
+
+class _RidgeLayer(nn.Module):
+    def __init__(self, analysis: nn.Module, synthesis: nn.Module, phase_invariant: bool) -> None:
+        super().__init__()
+        self.analysis, self.synthesis, self.phase_invariant = analysis, synthesis, phase_invariant
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = self.analysis(x)
+        change: Tensor = self.synthesis(limited(response) if self.phase_invariant else F.hardtanh(response))
+        return x - change
 
 
 class _UNet(nn.Module):

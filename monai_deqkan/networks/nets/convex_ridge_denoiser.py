@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from monai_deqkan._checks import check_int, check_range, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_int, check_noise_level, check_range, check_shape, check_spatial_dims
 from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound
 
@@ -135,29 +135,12 @@ class ConvexRidgeDenoiser(nn.Module):
                 ``(B,)``; only with ``blind=False``.
 
         Raises:
-            ValueError: if the image has another rank or number of channels, the level is missing or of another shape.
-            TypeError: if a level is given to a blind denoiser.
+            ValueError: if the image has another rank or number of channels, or the noise level is missing, of another
+                shape, or given to a blind denoiser.
         """
         check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
-        unit = self._unit(image, noise_level)
+        unit = check_noise_level(noise_level, image, self.takes_noise_level)
         return self._denoise(image) if unit is None else unit * self._denoise(image / unit)
-
-    def _unit(self, image: Tensor, noise_level: Tensor | float | None) -> Tensor | None:
-        """Return the noise level as ``(B or 1, 1, *ones)``."""
-        if not self.takes_noise_level:
-            if noise_level is not None:
-                raise TypeError(
-                    "`noise_level` was given, but this denoiser is blind. Leave it out, or use blind=False."
-                )
-            return None
-        if noise_level is None:
-            raise ValueError("`noise_level` must be given, as this denoiser is not blind; got None.")
-        level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device).reshape(-1)
-        if level.numel() not in (1, len(image)):
-            raise ValueError(
-                f"`noise_level` must be a number or have shape ({len(image)},); got {level.numel()} numbers."
-            )
-        return level.view(-1, *[1] * (image.ndim - 1))
 
     def _denoise(self, image: Tensor) -> Tensor:
         convolve, transpose, layout = (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_int, check_noise_level, check_shape, check_spatial_dims
 
 __all__ = ["UNetDenoiser"]
 
@@ -72,16 +72,14 @@ class UNetDenoiser(nn.Module):
             return nn.Sequential(*(_Block(spatial_dims, width) for _ in range(num_blocks)))
 
         self.head = convolution(channels + self.takes_noise_level, widths[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(map(level, widths[:-1]))
-        self.shrink = nn.ModuleList(
-            convolution(fine, coarse, 2, stride=2, bias=False) for fine, coarse in pairwise(widths)
+        self.down = nn.ModuleList(
+            _Down(level(fine), convolution(fine, coarse, 2, stride=2, bias=False)) for fine, coarse in pairwise(widths)
         )
         self.bottom = level(widths[-1])
-        # Coarsest first, in the order of their use.
-        self.grow = nn.ModuleList(
-            transposed(coarse, fine, 2, stride=2, bias=False) for coarse, fine in pairwise(widths[::-1])
+        self.up = nn.ModuleList(
+            _Up(transposed(coarse, fine, 2, stride=2, bias=False), level(fine))
+            for coarse, fine in pairwise(widths[::-1])
         )
-        self.up = nn.ModuleList(map(level, widths[-2::-1]))
         self.tail = convolution(widths[0], channels, 3, padding=1, bias=False)
         self.reset_parameters()
 
@@ -112,22 +110,8 @@ class UNetDenoiser(nn.Module):
             ValueError: if the image has another shape, or the noise level is missing, or given to a blind network.
         """
         check_shape("image", image, ("B", self.channels, *"HWD"[: self.spatial_dims]))
-        if (noise_level is None) == self.takes_noise_level:
-            raise ValueError(
-                "This network must be told the `noise_level` of its input."
-                if self.takes_noise_level
-                else "This network is blind: leave `noise_level` out, or build it with `blind=False`."
-            )
-        x = image
-        if noise_level is not None:
-            level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device)
-            if level.numel() not in (1, len(image)):
-                raise ValueError(
-                    f"`noise_level` must be one number, or have shape ({len(image)},), one per sample; got "
-                    f"{tuple(level.shape)}."
-                )
-            level = level.reshape(-1, 1, *[1] * self.spatial_dims)
-            x = torch.cat((x, level.expand(len(image), 1, *image.shape[2:])), dim=1)
+        level = check_noise_level(noise_level, image, self.takes_noise_level)
+        x = image if level is None else torch.cat((image, level.expand(len(image), 1, *image.shape[2:])), dim=1)
         return image - self.predict_noise(x)
 
     @torch.jit.export
@@ -141,17 +125,40 @@ class UNetDenoiser(nn.Module):
             x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
         x = self.head(x)
         fine: list[Tensor] = []
-        for blocks, shrink in zip(self.down, self.shrink):  # noqa: B905, TorchScript
-            x = blocks(x)
-            fine.append(x)
-            x = shrink(x)
+        for down in self.down:
+            before, x = down(x)
+            fine.append(before)
         x = self.bottom(x)
-        for blocks, grow in zip(self.up, self.grow):  # noqa: B905, TorchScript
-            x = blocks(grow(x) + fine.pop())
+        for up in self.up:
+            x = up(x, fine.pop())
         x = self.tail(x)
         for axis in range(2, x.dim()):
             x = x.narrow(axis, 0, space[axis - 2])
         return x
+
+
+class _Down(nn.Module):
+    """The blocks of a level, and the way to the next coarser one."""
+
+    def __init__(self, blocks: nn.Module, shrink: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.shrink = blocks, shrink
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x)
+        return x, self.shrink(x)
+
+
+class _Up(nn.Module):
+    """The way from the next coarser level, and the blocks of a level."""
+
+    def __init__(self, grow: nn.Module, blocks: nn.Module) -> None:
+        super().__init__()
+        self.grow, self.blocks = grow, blocks
+
+    def forward(self, x: Tensor, fine: Tensor) -> Tensor:
+        y: Tensor = self.blocks(self.grow(x) + fine)
+        return y
 
 
 class _Block(nn.Module):

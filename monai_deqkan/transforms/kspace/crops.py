@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import torch
 from monai.config.type_definitions import KeysCollection
+from monai.networks.blocks.fft_utils_t import fftn_centered_t, ifftn_centered_t
 from monai.transforms.transform import MapTransform, Transform
 from torch import Tensor
 
@@ -153,10 +154,10 @@ class CropKspaced(MapTransform):
 
 
 def _crop_axis(kspace: Tensor, axis: int, size: int) -> Tensor:
-    """Crop the field of view along one axis, in the convention of :class:`~monai_deqkan.operators.FourierOperator`."""
-    image = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=axis), dim=axis, norm="ortho")
-    kept = _center(torch.fft.fftshift(image, dim=axis), tuple(size if a == axis else -1 for a in range(1, kspace.ndim)))
-    return torch.fft.fftshift(torch.fft.fft(torch.fft.ifftshift(kept, dim=axis), dim=axis, norm="ortho"), dim=axis)
+    """Crop the field of view along one axis."""
+    image = torch.view_as_complex(ifftn_centered_t(kspace.movedim(axis, -1), spatial_dims=1, is_complex=False))
+    kept = _center(image, (*[-1] * (image.ndim - 2), size))
+    return torch.view_as_complex(fftn_centered_t(kept, spatial_dims=1, is_complex=False)).movedim(-1, axis)
 
 
 def recon_shape(path: str | Path) -> tuple[int, int]:

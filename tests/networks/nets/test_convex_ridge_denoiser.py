@@ -112,11 +112,11 @@ def test_level_is_the_unit_of_the_thresholds():
     with torch.no_grad():
         blind.raw_threshold.copy_((0.2 * F.softplus(told.raw_threshold)).expm1().log())
     torch.testing.assert_close(told(x, 0.2), blind(x))
-    with pytest.raises(TypeError, match="this denoiser is blind"):
+    with pytest.raises(ValueError, match="This network is blind: leave `noise_level` out"):
         blind(x, 0.1)
-    with pytest.raises(ValueError, match="`noise_level` must be given"):
+    with pytest.raises(ValueError, match="must be told the `noise_level`"):
         told(x)
-    with pytest.raises(ValueError, match=r"shape \(2,\); got 3"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), one per sample; got \(3,\)"):
         told(x, torch.ones(3))
 
 

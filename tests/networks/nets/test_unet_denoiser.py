@@ -63,10 +63,10 @@ def test_two_levels_by_hand() -> None:
         return image + F.conv2d(hidden, part.second.weight, padding=1)
 
     with torch.no_grad():
-        fine = block(net.down[0][0], F.conv2d(x, net.head.weight, padding=1))
-        coarse = block(net.bottom[0], F.conv2d(fine, net.shrink[0].weight, stride=2))
-        joined = F.conv_transpose2d(coarse, net.grow[0].weight, stride=2) + fine
-        noise = F.conv2d(block(net.up[0][0], joined), net.tail.weight, padding=1)
+        fine = block(net.down[0].blocks[0], F.conv2d(x, net.head.weight, padding=1))
+        coarse = block(net.bottom[0], F.conv2d(fine, net.down[0].shrink.weight, stride=2))
+        joined = F.conv_transpose2d(coarse, net.up[0].grow.weight, stride=2) + fine
+        noise = F.conv2d(block(net.up[0].blocks[0], joined), net.tail.weight, padding=1)
         torch.testing.assert_close(net(x), x - noise)
 
 
