@@ -25,6 +25,7 @@ from monai_deqkan.networks.blocks.mri_export import (
     spectrum_mask,
 )
 from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
+from monai_deqkan.networks.blocks.reweighted_cell import ReweightedCell
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.layers.equilibrium_loop import EquilibriumLoop
 from monai_deqkan.networks.layers.plain_weight import make_weight_plain
@@ -276,6 +277,11 @@ def _exportable_prior(prior: Any, noise_level: Tensor | None) -> nn.Module:
 class _Reconstructor(nn.Module):
     def __init__(self, plain: DEQReconstructor, network: nn.Module, settings: dict[str, Any]) -> None:
         super().__init__()
+        if isinstance(plain.get_submodule("equilibrium.cell"), ReweightedCell):
+            raise TypeError(
+                "`prepare_for_export` does not know the reweighted form. Run it in Python, or export a network of the "
+                "form 'contracting', 'cg', 'prox' or 'grad'."
+            )
         # The numbers are those of the normalized prior: a bound of its plain weights may differ by rounding.
         cell: Any = network.get_submodule("equilibrium.cell")
         self.spatial_dims, self.num_cg_steps = plain.spatial_dims, plain.num_cg_steps

@@ -4,6 +4,7 @@ from monai_deqkan.operators.base import AdjointOperator, ComposedOperator, Linea
 from monai_deqkan.operators.coils import CoilOperator, combine_map_sets
 from monai_deqkan.operators.espirit import espirit_maps
 from monai_deqkan.operators.fourier import FourierOperator
+from monai_deqkan.operators.map_misfit import map_misfit
 from monai_deqkan.operators.masks import (
     MASKS,
     equispaced_mask,
@@ -43,6 +44,7 @@ __all__ = [
     "golden_angle_trajectory",
     "infer_mask",
     "low_frequency_images",
+    "map_misfit",
     "net_acceleration",
     "poisson_disc_mask",
     "pseudo_radial_mask",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -116,6 +117,23 @@ def test_fine_tuning_starts_from_the_denoiser_and_keeps_what_rebuilds_it(brain):
     plain = fine_tune(brain, "plain", **{**settings, "jacobian_weight": 0.0}, loss_weights={"l1": 1.0, "ssim": 0.1})
     loss = [float(rows_of(run / "logs" / "history.csv")[0]["train_loss"]) for run in (folder, plain)]
     assert loss[0] > loss[1] > 0
+
+
+def test_an_energy_is_learned_goes_on_and_reconstructs(brain):
+    network = {"form": "reweighted", "prior": "weakly_convex_ridge", "features": [4, 3], "num_layers": 3}
+    coarse = pretrain(brain, "coarse", **network, error="log_mse", learning_rate=0.01, ema_momentum=0) / "models"
+    start = {"pretrained": str(coarse / "model.pt"), "learning_rate": 0.0, "ema_momentum": 0}
+    fine = pretrain(brain, "fine", **network, **start) / "models"
+    before, after = states(coarse, fine, name="model.pt")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    folder = fine_tune(brain, "energy", **network, pretrained=str(fine / "model.pt"), learning_rate=0.01, weight=0.2)
+    (tuned,) = states(folder / "models", name="model.pt")
+    changed = [
+        name for name, value in before.items() if not torch.equal(tuned["equilibrium.cell.prior." + name], value)
+    ]
+    assert set(changed) == set(before) - {"raw_level_weights"}  # which only denoising uses
+    assert 10 * float(tuned["equilibrium.cell.raw_weight"]) == pytest.approx(math.log(0.2), abs=0.3)
+    assert float(rows_of(folder / "logs" / "history.csv")[0]["solve_residual"]) < 1
 
 
 def test_a_denoiser_that_does_not_fit_moves_no_model_aside(brain):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,14 @@ def test_errors_that_grow_as_the_exponent_says_count_alike():
     DenoisingLoss("mse")(prediction, (clean, level)).backward()
     products = (prediction.grad * prediction).flatten(1).sum(1)
     torch.testing.assert_close(products, products[:1].expand(3))
+
+
+def test_log_mse_is_how_much_of_the_noise_is_left():
+    level, clean = torch.tensor([0.01, 0.2]), torch.zeros(2, 2, 4, 4)
+    prediction = clean + level.view(2, 1, 1, 1) * torch.tensor([0.5, 3.0]).view(2, 1, 1, 1)
+    found = DenoisingLoss("log_mse", exponent=3.0)(prediction, (clean, level))
+    assert float(found) == pytest.approx(0.5 * (math.log(0.25 + 1e-4) + math.log(9 + 1e-4)), rel=1e-5)
+    assert math.isfinite(float(DenoisingLoss("log_mse")(clean, (clean, level))))
 
 
 def test_bad_input_is_refused():

@@ -15,12 +15,14 @@ from monai_deqkan.networks.blocks.kan_gate import KANGate
 from monai_deqkan.networks.blocks.kan_tokens import KANTokenBlock
 from monai_deqkan.networks.blocks.kan_upsample import KANUpsample
 from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
+from monai_deqkan.networks.blocks.reweighted_cell import EnergyPrior, ReweightedCell
 
 __all__ = [
     "CertifiedCell",
     "CertifiedMap",
     "ConjugateGradientCell",
     "ContractionBound",
+    "EnergyPrior",
     "GradientCell",
     "ImageFeatures",
     "KANBlock",
@@ -32,6 +34,7 @@ __all__ = [
     "Measurement",
     "ProximalCell",
     "ReconstructionCell",
+    "ReweightedCell",
     "gradient_step",
     "proximal_step",
 ]

@@ -24,29 +24,37 @@ class Measurement:
         operator: forward model :math:`A` of an image ``(B, *space)``, complex.
         back_projection: :math:`A^H y`, complex, shape ``(B, *space)``.
         curvature: upper bound :math:`L` of :math:`\|A^H A\|`, shape ``(B,)``.
+        misfit: share of the low-frequency coil images' power that the coil maps do not explain, shape ``(B,)``, see
+            :func:`~monai_deqkan.operators.map_misfit`; None where it was not asked for.
     """
 
     operator: LinearOperator
     back_projection: Tensor
     curvature: Tensor
+    misfit: Tensor | None = None
 
     @classmethod
-    def of(cls, operator: MRIOperator, kspace: Tensor) -> Measurement:
-        """Build the measurement of a batch from its k-space, complex ``(B, K, *space)``."""
+    def of(cls, operator: MRIOperator, kspace: Tensor, misfit: Tensor | None = None) -> Measurement:
+        """Build the measurement of a batch from its k-space, complex ``(B, K, *space)``; ``misfit`` as above."""
         bound = operator.norm_bound.square()
         curvature = bound.clamp_min(torch.finfo(bound.dtype).tiny).expand(kspace.shape[0])
-        return cls(operator, operator.adjoint(kspace), curvature)
+        return cls(operator, operator.adjoint(kspace), curvature, misfit)
 
     def denoise(self, denoiser: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         """Apply a denoiser of ``(B, 2, *space)`` to an image, or to that of each map set, ``(B, 2, M, *space)``."""
+        clean = denoiser(self.as_images(image))
         if not getattr(self.operator, "has_sets", False):
-            return denoiser(image)
-        clean = denoiser(image.transpose(1, 2).flatten(0, 1))
+            return clean
         return clean.unflatten(0, (len(image), -1)).transpose(1, 2)
+
+    def as_images(self, image: Tensor) -> Tensor:
+        """Return the images of all map sets as samples ``(B M, 2, *space)``; without sets, the image as it is."""
+        return image.transpose(1, 2).flatten(0, 1) if getattr(self.operator, "has_sets", False) else image
 
     def take(self, rows: Tensor) -> Measurement:
         """Return the measurement of some samples of the batch."""
-        return Measurement(self.operator.take(rows), self.back_projection[rows], self.curvature[rows])
+        misfit = None if self.misfit is None else self.misfit[rows]
+        return Measurement(self.operator.take(rows), self.back_projection[rows], self.curvature[rows], misfit)
 
 
 def gradient_step(image: Tensor, measurement: Measurement, step_size: Tensor | float) -> Tensor:

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 from monai_deqkan._checks import check_int, check_range
 from monai_deqkan.networks.blocks.data_consistency import Measurement, gradient_step, proximal_step
 from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ContractionBound
+from monai_deqkan.networks.layers.positive import positive, raw_of_positive
 
 __all__ = ["ConjugateGradientCell", "GradientCell", "ProximalCell"]
 
 Inputs = tuple[Measurement, Tensor]
-
-# A step of Adam moves each parameter by about the learning rate, which is small for the sake of the prior. Positive
-# numbers of the step should be free to change by factors.
-_SPEED = 10.0
-_LOG_LIMIT = 20.0  # numbers stay within 2e-9 and 5e8
 
 
 class _PriorCell(nn.Module):
@@ -40,7 +36,7 @@ class _PriorCell(nn.Module):
         self.prior = prior
         self.raw_noise_level: nn.Parameter | None = None
         if getattr(prior, "takes_noise_level", False):
-            self.raw_noise_level = nn.Parameter(_raw(noise_level))
+            self.raw_noise_level = nn.Parameter(raw_of_positive(noise_level))
 
     def initial_state(self, x: Inputs) -> Tensor:
         """Start from the reference image."""
@@ -49,7 +45,7 @@ class _PriorCell(nn.Module):
     @property
     def noise_level(self) -> Tensor | None:
         """The learned noise level of a prior that asks for one; its unit is that of the normalized image."""
-        return None if self.raw_noise_level is None else _positive(self.raw_noise_level)
+        return None if self.raw_noise_level is None else positive(self.raw_noise_level)
 
     def denoise(self, image: Tensor, measurement: Measurement) -> Tensor:
         """Apply the prior to ``(B, 2, *space)``, or to each map set's image of ``(B, 2, M, *space)``."""
@@ -128,13 +124,13 @@ class GradientCell(_PriorCell):
 
     def __init__(self, prior: Callable[..., Tensor], noise_level: float = 0.1, weight: float = 0.3) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_raw(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(raw_of_positive(check_range("weight", weight, 0.0, open_low=True)))
         self.raw_step_size = nn.Parameter(torch.tensor(4.0))
 
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior, positive."""
-        return _positive(self.raw_weight)
+        return positive(self.raw_weight)
 
     @property
     def step_size(self) -> Tensor:
@@ -193,7 +189,7 @@ class ConjugateGradientCell(_PriorCell):
         cg_max_iter: int | None = None,
     ) -> None:
         super().__init__(prior, noise_level)
-        self.raw_weight = nn.Parameter(_raw(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_weight = nn.Parameter(raw_of_positive(check_range("weight", weight, 0.0, open_low=True)))
         usual_rtol, usual_iterations = (1e-4, 20) if contraction is None else (1e-6, 100)
         self.cg_rtol = check_range("cg_rtol", usual_rtol if cg_rtol is None else cg_rtol, 0.0, open_low=True)
         self.cg_max_iter = check_int("cg_max_iter", usual_iterations if cg_max_iter is None else cg_max_iter)
@@ -210,7 +206,7 @@ class ConjugateGradientCell(_PriorCell):
     @property
     def weight(self) -> Tensor:
         r"""The weight :math:`\lambda` of the prior against the data, positive."""
-        return _positive(self.raw_weight)
+        return positive(self.raw_weight)
 
     @property
     def step_weight(self) -> Tensor:
@@ -271,13 +267,3 @@ class ConjugateGradientCell(_PriorCell):
                 f"The step is weighted by {weight:.4g} against the reference image.",
             ),
         )
-
-
-def _positive(raw: Tensor) -> Tensor:
-    """Return the positive number of a parameter, finite whatever its optimizer did."""
-    return (_SPEED * raw).clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
-
-
-def _raw(value: float) -> Tensor:
-    """Return the parameter of a positive number."""
-    return torch.tensor(math.log(value) / _SPEED)

@@ -11,6 +11,7 @@ from monai_deqkan.networks.nets.sensitivity_net import SensitivityNet
 from monai_deqkan.networks.nets.ukan import UKAN
 from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
 from monai_deqkan.networks.nets.unrolled_reconstructor import UnrolledReconstructor
+from monai_deqkan.networks.nets.weakly_convex_ridge_denoiser import WeaklyConvexRidgeDenoiser
 
 __all__ = [
     "UKAN",
@@ -24,4 +25,5 @@ __all__ = [
     "SensitivityNet",
     "UNetDenoiser",
     "UnrolledReconstructor",
+    "WeaklyConvexRidgeDenoiser",
 ]

@@ -16,11 +16,14 @@ from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.data_consistency import Measurement
 from monai_deqkan.networks.blocks.deq_cell import CertifiedMap, ReconstructionCell
 from monai_deqkan.networks.blocks.reconstruction_cells import ConjugateGradientCell, GradientCell, ProximalCell
+from monai_deqkan.networks.blocks.reweighted_cell import ReweightedCell
 from monai_deqkan.networks.layers.deq import DEQLayer
 from monai_deqkan.networks.nets.convex_ridge_denoiser import ConvexRidgeDenoiser
 from monai_deqkan.networks.nets.dncnn import DnCNN
 from monai_deqkan.networks.nets.unet_denoiser import UNetDenoiser
-from monai_deqkan.operators import MRIOperator, espirit_maps, estimate_sensitivity_maps
+from monai_deqkan.networks.nets.weakly_convex_ridge_denoiser import WeaklyConvexRidgeDenoiser
+from monai_deqkan.operators import MRIOperator, espirit_maps, estimate_sensitivity_maps, map_misfit
+from monai_deqkan.operators.sensitivity import measures_center
 from monai_deqkan.solvers import FixedPointSolver
 from monai_deqkan.variational import cg_sense
 
@@ -47,6 +50,8 @@ class Reconstructor(nn.Module, ABC):
             sensitivity.requires_grad_(False)
         else:
             self._estimate = _ESTIMATES[check_choice("sensitivity", sensitivity, _ESTIMATES)]
+
+    needs_misfit = False  # whether its cell asks how far the coil maps are from the data
 
     @abstractmethod
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
@@ -88,11 +93,17 @@ class Reconstructor(nn.Module, ABC):
             operator = MRIOperator.from_kspace(kspace, mask, sensitivity_maps, spatial_dims=self.spatial_dims)
             reference = complex_to_channels(cg_sense(kspace, operator=operator, max_iter=self.num_cg_steps))
             unit = brightness(reference)
-            measurement = Measurement.of(operator, kspace / unit.view(-1, *[1] * (kspace.ndim - 1)))
+            misfit = self._misfit(kspace, mask, sensitivity_maps) if self.needs_misfit else None
+            measurement = Measurement.of(operator, kspace / unit.view(-1, *[1] * (kspace.ndim - 1)), misfit)
         image = self.find_image((measurement, reference / unit)) * unit
         if image.ndim > self.spatial_dims + 2:
             image = _joined(image)
         return image if meta is None else cast(Tensor, MetaTensor(image).copy_meta_from(meta))
+
+    def _misfit(self, kspace: Tensor, mask: Tensor | None, maps: Tensor) -> Tensor | None:
+        if not measures_center(mask, kspace, self.spatial_dims):
+            return None
+        return map_misfit(kspace, maps, mask, spatial_dims=self.spatial_dims)
 
     def _estimated_maps(self, kspace: Tensor, mask: Tensor | None) -> Tensor:
         if self.sensitivity is None:
@@ -128,6 +139,9 @@ class DEQReconstructor(Reconstructor):
       where ``contraction`` is given.
     - ``"prox"`` (DE-Prox) and ``"grad"`` (DE-Grad): :class:`~monai_deqkan.networks.blocks.ProximalCell` and
       :class:`~monai_deqkan.networks.blocks.GradientCell`; without a certificate.
+    - ``"reweighted"`` (DE-IRLS): :class:`~monai_deqkan.networks.blocks.ReweightedCell`, whose equilibria are the
+      stationary points of an explicit learned energy, which no step raises. It needs a prior with an energy:
+      ``"weakly_convex_ridge"``.
 
     A form without a certificate takes any prior, but need not converge: whether it did is told per sample by a
     :class:`~monai_deqkan.solvers.SolveRecorder`.
@@ -137,14 +151,19 @@ class DEQReconstructor(Reconstructor):
         prior: ``"ridge"`` for a :class:`ConvexRidgeDenoiser`, ``"complex_ridge"`` for its phase-invariant form (32
             kernels of size 7, six steps of the same functions), ``"dncnn"`` for a :class:`DnCNN` (with certified
             spectral normalization where the form needs it, else residual without one), ``"unet"`` for a
-            :class:`UNetDenoiser`, or a module on two channels.
-        form: ``"contracting"``, ``"cg"``, ``"prox"`` or ``"grad"``.
-        num_layers: number of layers of a prior given by name (residual blocks per level of a U-Net); by default that
-            network's own.
-        features: number of channels of a prior given by name (one per level for a U-Net); by default that network's
-            own.
+            :class:`UNetDenoiser`, ``"weakly_convex_ridge"`` for a :class:`WeaklyConvexRidgeDenoiser`, or a module on
+            two channels.
+        form: ``"contracting"``, ``"cg"``, ``"prox"``, ``"grad"`` or ``"reweighted"``.
+        num_layers: number of layers of a prior given by name (residual blocks per level of a U-Net, gradient steps of
+            the weakly convex one as a denoiser); by default that network's own.
+        features: number of channels of a prior given by name (one per level for a U-Net, one per set of kernels for the
+            weakly convex one); by default that network's own.
         contraction: certified contraction factor of the step, dimensionless, in ``(0, 1)``; None takes 0.98 for
             ``"contracting"``, and no certificate for ``"cg"``. The other forms have none.
+        weight: weight of the prior to start from, for the forms that learn one (``"cg"``, ``"grad"`` and
+            ``"reweighted"``); by default their own.
+        noise_level: noise level that a prior which asks for one is told at the start, in the unit of the normalized
+            image; by default the form's own.
         num_cg_steps: iterations of the CG-SENSE reconstruction it starts from, at least 1.
         solver: fixed-point solver, by name, ``(name, settings)`` or object.
         adjoint: how gradients get through the solve, in the same three ways.
@@ -175,6 +194,8 @@ class DEQReconstructor(Reconstructor):
         num_layers: int | None = None,
         features: int | Sequence[int] | None = None,
         contraction: float | None = None,
+        weight: float | None = None,
+        noise_level: float | None = None,
         num_cg_steps: int = 8,
         solver: str | tuple[str, dict[str, Any]] | FixedPointSolver = ("anderson", {"rtol": 1e-3}),
         adjoint: str | tuple[str, dict[str, Any]] | Adjoint = "implicit",
@@ -183,8 +204,16 @@ class DEQReconstructor(Reconstructor):
         super().__init__(spatial_dims, num_cg_steps, sensitivity)
         self.form = form
         cell = reconstruction_cell(
-            spatial_dims, prior, form=form, num_layers=num_layers, features=features, contraction=contraction
+            spatial_dims,
+            prior,
+            form=form,
+            num_layers=num_layers,
+            features=features,
+            contraction=contraction,
+            weight=weight,
+            noise_level=noise_level,
         )
+        self.needs_misfit = isinstance(cell, ReweightedCell)
         self.equilibrium = DEQLayer(cell, solver, adjoint)
 
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
@@ -200,13 +229,21 @@ def reconstruction_cell(
     num_layers: int | None,
     features: int | Sequence[int] | None,
     contraction: float | None,
-) -> ReconstructionCell | ProximalCell | GradientCell | ConjugateGradientCell:
+    weight: float | None = None,
+    noise_level: float | None = None,
+) -> ReconstructionCell | ProximalCell | GradientCell | ConjugateGradientCell | ReweightedCell:
     """Return a new cell; arguments as in :class:`DEQReconstructor`."""
-    check_choice("form", form, ("contracting", "cg", "prox", "grad"))
-    if contraction is not None and form in ("prox", "grad"):
+    check_choice("form", form, ("contracting", "cg", "prox", "grad", "reweighted"))
+    if contraction is not None and form not in ("contracting", "cg"):
         raise ValueError(
             f"The form {form!r} has no certificate. Leave `contraction` out, or take 'contracting' or 'cg'."
         )
+    for name, value, forms in (
+        ("weight", weight, ("cg", "grad", "reweighted")),
+        ("noise_level", noise_level, ("cg", "prox", "grad")),
+    ):
+        if value is not None and form not in forms:
+            raise ValueError(f"The form {form!r} has no `{name}`; leave it out, or take one of {', '.join(forms)}.")
     chosen: Any = prior
     if isinstance(prior, str):
         certified = form == "contracting" or contraction is not None
@@ -215,9 +252,14 @@ def reconstruction_cell(
         raise ValueError("`num_layers` and `features` shape a prior given by name; leave them out with a module.")
     if form == "contracting":
         return ReconstructionCell(chosen, contraction=0.98 if contraction is None else contraction)
+    start: dict[str, Any] = {
+        name: value for name, value in (("weight", weight), ("noise_level", noise_level)) if value is not None
+    }
+    if form == "reweighted":
+        return ReweightedCell(chosen, **start)
     if form == "cg":
-        return ConjugateGradientCell(chosen, contraction=contraction)
-    return ProximalCell(chosen) if form == "prox" else GradientCell(chosen)
+        return ConjugateGradientCell(chosen, contraction=contraction, **start)
+    return ProximalCell(chosen, **start) if form == "prox" else GradientCell(chosen, **start)
 
 
 def _prior(
@@ -229,14 +271,16 @@ def _prior(
     *,
     tells_level: bool,
 ) -> nn.Module:
-    check_choice("prior", name, ("ridge", "complex_ridge", "dncnn", "unet"))
+    check_choice("prior", name, ("ridge", "complex_ridge", "weakly_convex_ridge", "dncnn", "unet"))
     chosen: dict[str, Any] = {}
     if features is not None:
         chosen["features"] = features
     if num_layers is not None:
-        chosen["num_blocks" if name == "unet" else "num_layers"] = num_layers
+        chosen[{"unet": "num_blocks", "weakly_convex_ridge": "num_steps"}.get(name, "num_layers")] = num_layers
     if name == "unet":
         return UNetDenoiser(spatial_dims, 2, **chosen)
+    if name == "weakly_convex_ridge":
+        return WeaklyConvexRidgeDenoiser(spatial_dims, **chosen)
     if name == "ridge":
         return ConvexRidgeDenoiser(spatial_dims, 2, **chosen)
     if name == "complex_ridge":

@@ -271,7 +271,8 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"`kspace` must have shape .*got \(0, 4, 24, 20\)"):
         network(kspace[:0], mask, maps)
     with pytest.raises(
-        ValueError, match=r"`prior` must be one of ridge, complex_ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'"
+        ValueError,
+        match=r"`prior` must be one of ridge, complex_ridge, weakly_convex_ridge, dncnn, unet; got 'ridg'. Did you mean 'ridge'",
     ):
         small(prior="ridg")
     with pytest.raises(ValueError, match="leave them out with a module"):
@@ -403,3 +404,41 @@ def test_kspace_of_another_precision_is_worked_on_in_that_of_the_weights() -> No
         torch.testing.assert_close(single, network(kspace.to(torch.complex64)))
         double = network.double()(kspace.to(torch.complex64))
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+
+
+def test_weight_and_noise_level_are_where_the_cell_starts_and_refused_where_it_has_none():
+    cell = DEQReconstructor(2, "unet", form="cg", features=(4, 6), weight=0.2, noise_level=0.07).equilibrium.cell
+    assert cell.weight.item() == pytest.approx(0.2)
+    assert cell.noise_level.item() == pytest.approx(0.07)
+    energy = DEQReconstructor(2, "weakly_convex_ridge", form="reweighted", features=(3, 2), weight=2.0)
+    assert energy.equilibrium.cell.weight.item() == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="weight"):
+        DEQReconstructor(2, weight=0.1)
+    with pytest.raises(ValueError, match="noise_level"):
+        DEQReconstructor(2, "weakly_convex_ridge", form="reweighted", noise_level=0.1)
+    with pytest.raises(TypeError, match="energy"):
+        DEQReconstructor(2, "unet", form="reweighted")
+
+
+def test_reweighted_form_takes_scales_masks_without_centre_volumes_and_map_sets():
+    for shape, sets in (((24, 20), 2), ((13, 15), 1), ((8, 9, 10), 1)):
+        kspace, mask, maps, _ = scene(shape)
+        network = small(
+            len(shape),
+            prior="weakly_convex_ridge",
+            form="reweighted",
+            num_layers=None,
+            features=(4, 3),
+            solver=AndersonSolver(rtol=1e-3, max_iter=60),
+        ).eval()
+        if sets == 2:
+            maps = torch.stack((maps, maps.flip(1)), dim=1) / 2
+        with torch.no_grad(), SolveRecorder() as recorder:
+            image, larger = network(kspace, mask, maps), network(1000 * kspace, mask, maps)
+        assert image.shape == (2, 2, *shape)
+        assert bool(recorder.converged().all())
+        assert float((larger / 1000 - image).norm()) < 0.02 * float(image.norm())  # two solves to 1e-3
+    holed = mask.clone()
+    holed[..., mask.shape[-1] // 2] = False  # no central lines: nothing is known of the maps' misfit
+    with torch.no_grad():
+        assert bool(network(kspace * holed, holed, maps).isfinite().all())

@@ -36,6 +36,8 @@ def mixed_batch():
 def network(form, prior, rtol=1e-3, max_iter=40):
     torch.manual_seed(0)
     settings = {"features": (4, 6, 8), "num_layers": 1} if prior == "unet" else {"features": 6, "num_layers": 3}
+    if prior == "weakly_convex_ridge":
+        settings = {"features": (6, 4)}
     solver = AndersonSolver(rtol=rtol, max_iter=max_iter, on_failure="ignore")
     return DEQReconstructor(2, prior, form=form, num_cg_steps=3, solver=solver, **settings).double().eval()
 
@@ -48,6 +50,7 @@ FORMS = [
     ("cg", "unet"),
     ("prox", "dncnn"),
     ("grad", "unet"),
+    ("reweighted", "weakly_convex_ridge"),
 ]
 
 

@@ -1,0 +1,221 @@
+"""Equilibrium reconstruction with an explicit learned energy, by iteratively reweighted least squares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from monai_deqkan._checks import check_int, check_range
+from monai_deqkan._complex import channels_to_complex, complex_to_channels
+from monai_deqkan.networks.blocks.data_consistency import Measurement
+from monai_deqkan.networks.blocks.deq_cell import ContractionBound
+from monai_deqkan.networks.layers.positive import positive, raw_of_positive
+from monai_deqkan.solvers import ConjugateGradientSolver
+
+__all__ = ["EnergyPrior", "ReweightedCell"]
+
+Inputs = tuple[Measurement, Tensor]
+
+_START_STEPS, _START_FACTOR = 2, 6.0
+
+
+@runtime_checkable
+class EnergyPrior(Protocol):
+    """An energy of complex images as two channels, with quadratic upper bounds that touch it."""
+
+    def kernels(self) -> list[Tensor]:
+        """Return what :meth:`weights` and :meth:`curvature` share."""
+
+    def weights(self, image: Tensor, kernels: list[Tensor]) -> list[Tensor]:
+        """Return the weights of the upper bound that touches the energy at an image ``(B, 2, *space)``."""
+
+    def curvature(self, image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> Tensor:
+        """Apply the self-adjoint positive semidefinite matrix of that bound to an image ``(B, 2, *space)``."""
+
+    def energy(self, image: Tensor) -> Tensor:
+        """Return the energy of each image, ``(B,)``."""
+
+
+class ReweightedCell(nn.Module):
+    r"""DE-IRLS: the image of least squares whose smoothness is weighted by the present image.
+
+    .. math:: f(x) = \operatorname*{arg\,min}_z \frac{1}{2L} \|A z - y\|^2 + \frac{\lambda}{2} \langle z, C(x) z\rangle
+              = \big(A^H A / L + \lambda\, C(x)\big)^{-1} A^H y / L
+
+    with :math:`\lambda > 0` and the prior's curvature :math:`C(x)`, for which
+    :math:`C(x)\,x = \nabla R(x)`. Its fixed points are the stationary points of
+
+    .. math:: E(x) = \frac{1}{2L} \|A x - y\|^2 + \lambda R(x)
+
+    and, as the quadratic function bounds the energy from above and touches it at :math:`x`, no step raises
+    :math:`E`: not even one whose conjugate gradients, which start at :math:`x`, end early. (A solver that mixes steps,
+    such as Anderson's, has no such promise.) The energy may have several stationary points; the one that is found
+    depends on the start, see :meth:`initial_state`.
+
+    The weight follows how far the coil maps can be trusted: with the share :math:`m` of the low-frequency coil images'
+    power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil),
+
+    .. math:: \lambda = \lambda_0 \big(1 + (m / m_0)^2\big), \qquad \lambda_0, m_0 > 0 \text{ learned.}
+
+    Args:
+        prior: the energy, such as a :class:`~monai_deqkan.networks.nets.WeaklyConvexRidgeDenoiser`.
+        weight: :math:`\lambda_0` to start from, dimensionless.
+        unit_misfit: :math:`m_0` to start from, dimensionless.
+        cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for; in
+            float64 its square.
+        cg_max_iter: most iterations of the conjugate gradients; five times as many in float64. More of them make fewer
+            evaluations of the step.
+
+    Raises:
+        TypeError: if the prior has no energy.
+        ValueError: for a number out of range.
+
+    Reference:
+        D. Geman and G. Reynolds, "Constrained restoration and the recovery of discontinuities", IEEE Trans. Pattern
+        Anal. Mach. Intell. 14 (1992) 367-383 (half-quadratic minimization, multiplicative form); as learned
+        equilibrium with such weights: S. Neumayer, M. Pourya, A. Goujon and M. Unser, "Boosting weakly convex ridge
+        regularizers with spatial adaptivity", NeurIPS workshop 2023, there with masks from a network.
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        weight: float = 0.5,
+        *,
+        unit_misfit: float = 0.009,
+        cg_rtol: float = 0.01,
+        cg_max_iter: int = 20,
+    ) -> None:
+        super().__init__()
+        if not isinstance(prior, EnergyPrior):
+            raise TypeError(
+                f"The reweighted form needs a prior with an energy, such as WeaklyConvexRidgeDenoiser; got "
+                f"{type(prior).__name__}. Take another form, or that prior."
+            )
+        self.prior = prior
+        self.raw_weight = nn.Parameter(raw_of_positive(check_range("weight", weight, 0.0, open_low=True)))
+        self.raw_misfit = nn.Parameter(raw_of_positive(check_range("unit_misfit", unit_misfit, 0.0, open_low=True)))
+        self.cg_rtol = check_range("cg_rtol", cg_rtol, 0.0, open_low=True)
+        self.cg_max_iter = check_int("cg_max_iter", cg_max_iter)
+
+    @property
+    def weight(self) -> Tensor:
+        r"""The weight :math:`\lambda_0` of the energy against the data, positive."""
+        return positive(self.raw_weight)
+
+    @property
+    def unit_misfit(self) -> Tensor:
+        r"""The misfit :math:`m_0` of coil maps at which the weight is doubled, positive."""
+        return positive(self.raw_misfit)
+
+    def weights(self, measurement: Measurement) -> Tensor:
+        r"""Return the weight :math:`\lambda` of each sample, ``(B,)``, or ``(1,)`` where no misfit is known."""
+        if measurement.misfit is None:
+            return self.weight.view(1)
+        misfit = measurement.misfit.to(self.weight)
+        return self.weight * (1 + (misfit / self.unit_misfit).square())
+
+    @torch.no_grad()
+    def initial_state(self, x: Inputs) -> Tensor:
+        """Start from the reference image, after two steps with a weight six times as high.
+
+        Aliasing in the reference looks like edges, which the energy would keep: a smoother start ends lower.
+        """
+        z = x[1]
+        for _ in range(_START_STEPS):
+            z = self._step(z, x[0], _START_FACTOR)
+        return z
+
+    def forward(self, z: Tensor, x: Inputs) -> Tensor:
+        """Return the next image.
+
+        Args:
+            z: image as two channels ``(B, 2, *space)``, or ``(B, 2, M, *space)`` with map sets.
+            x: the measurement, and the reference image, which only the start needs.
+        """
+        return self._step(z, x[0], 1.0)
+
+    def _step(self, z: Tensor, measurement: Measurement, factor: float) -> Tensor:
+        """Do a step with some times the weight."""
+        with torch.autocast(z.device.type, enabled=False):  # conjugate gradients need the precision
+            kernels = self.prior.kernels()
+            weights = self.prior.weights(measurement.as_images(z), kernels)
+            weight = factor * self.weights(measurement).to(z.dtype).view(-1, *[1] * (z.ndim - 1))
+            scale = measurement.curvature.to(z.dtype).view(-1, *[1] * (z.ndim - 1))
+
+            def system(image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> Tensor:
+                data = complex_to_channels(measurement.operator.normal(channels_to_complex(image))) / scale
+                smoothed = measurement.denoise(lambda u: self.prior.curvature(u, kernels, weights), image)
+                return data + weight * smoothed
+
+            target = complex_to_channels(measurement.back_projection) / scale
+            with torch.no_grad():
+                change = self._solve(lambda u: system(u, kernels, weights), target - system(z, kernels, weights))
+                image = z + change
+            if not torch.is_grad_enabled():
+                return image
+            # The gradient of the solution: what is left of the equation at it is zero, and its derivative by all that
+            # the equation holds, solved for, is that of the image.
+            fixed = [kernel.detach() for kernel in kernels], [weight.detach() for weight in weights]
+            left = target - system(image, kernels, weights)
+            return image + cast(Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b)))
+
+    def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+        """Solve by conjugate gradients; each sample takes steps until its own residual is small."""
+        factor, rtol = (5, self.cg_rtol**2) if b.dtype == torch.float64 else (1, self.cg_rtol)
+        solver, target = ConjugateGradientSolver(), b.flatten(1)
+        limit = max(rtol, 10 * torch.finfo(b.dtype).eps) * target.norm(dim=1)
+        state = solver.init(torch.zeros_like(target), target)
+        found, runs = state.x, limit > 0
+        # The last iterate counts, not that of the smallest residual, which `solve_linear` returns: it is the one of the
+        # lowest energy, while the residual may rise for more steps than are taken here.
+        for _ in range(factor * self.cg_max_iter):
+            if not bool(runs.any()):
+                break
+            state = solver.step(lambda row: matrix(row.view(b.shape)).flatten(1), state)
+            found = torch.where(runs[:, None], state.x, found)
+            runs = runs & (state.residual.norm(dim=1) > limit)
+        return found.view(b.shape)
+
+    def energy(self, image: Tensor, measurement: Measurement, kspace: Tensor) -> Tensor:
+        r"""Return :math:`E` of images, ``(B,)``.
+
+        Args:
+            image: as ``z`` of :meth:`forward`.
+            measurement: the batch's measurement.
+            kspace: the k-space that it was made of, complex ``(B, K, *space)``.
+        """
+        misfit = measurement.operator.forward(channels_to_complex(image)) - kspace
+        data = misfit.abs().square().flatten(1).sum(dim=1) / (2 * measurement.curvature)
+        prior = self.prior.energy(measurement.as_images(image)).view(len(image), -1).sum(dim=1)
+        return data + self.weights(measurement) * prior
+
+    @torch.jit.unused
+    def certified_contraction(self, x: Inputs | None = None) -> ContractionBound:
+        """Say that nothing is certified."""
+        return ContractionBound(
+            math.inf,
+            (
+                "ReweightedCell has no certified contraction: its energy may have several stationary points. No step "
+                "raises the energy; look at each solve's residual and status.",
+            ),
+        )
+
+
+class _Solved(torch.autograd.Function):
+    """Zero, with the gradient of ``M^-1 b`` for a self-adjoint matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, b: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.solve = solve
+        return torch.zeros_like(b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.solve(gradients[0]), None
