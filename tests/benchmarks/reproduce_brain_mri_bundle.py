@@ -78,6 +78,8 @@ ASSEMBLING: dict[str, Any] = {"max_epochs": 1, "epoch_length": 1, "learning_rate
 CERTIFICATE: dict[str, Any] = {"contraction": 0.995}
 QUICK: dict[str, Any] = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "val_interval": 1}
 NUM_COILS = 8  # simulated
+FOLDERS = ("models", "models/certified")
+NOT_RUN = "Not run yet."
 BUDGET_SLICES, SPREAD_SLICES = 2, 6
 
 
@@ -246,10 +248,14 @@ class Run:
             print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
 
     def tables(self) -> dict[str, str]:
-        """Return all tables of the model card, as Markdown."""
-        made = json.loads((self.scores / "evaluation.json").read_text())
-        made["budget"] = (self.scores / "budget" / "table.md").read_text().strip()
-        curves = json.loads((self.scores / "spread" / "spread_calibration.json").read_text())["curves"]
+        """Return all tables of the model card, as Markdown; of a stage that has not been run, a line that says so."""
+        made: dict[str, str] = json.loads((self.scores / "evaluation.json").read_text())
+        budget = self.scores / "budget" / "table.md"
+        made["budget"] = budget.read_text().strip() if budget.is_file() else NOT_RUN
+        calibration = self.scores / "spread" / "spread_calibration.json"
+        if not calibration.is_file():
+            return {**made, "spread": NOT_RUN}
+        curves = json.loads(calibration.read_text())["curves"]
         names = ["test, as it is", "test, times the factor"]
         lines = [f"| spreads | normal law | {' | '.join(names)} |", "|---|---|---|---|"]
         for i, factor in enumerate(curves[names[0]]["factors"]):
@@ -268,14 +274,19 @@ def _call(script: Path, *words: Any) -> None:
 
 
 def publish(run: Run) -> None:
-    """Put models, manifest, pictures and tables into the bundle of this checkout."""
+    """Put models, manifest, pictures and tables, as far as they have been made, into the bundle of this checkout."""
     target = bundle_folder(NAME)
-    for folder in ("models", "models/certified"):
-        (target / folder).mkdir(parents=True, exist_ok=True)
-        for name in ("model.pt", "model.json"):
-            shutil.copyfile(run.bundle / folder / name, target / folder / name)
-    shutil.copyfile(run.out / "images" / "training_images.csv", target / "models" / "training_images.csv")
-    shutil.copyfile(run.scores / "spread" / "spread_calibration.json", target / "models" / "spread_calibration.json")
+    copied = {
+        f"{folder}/{name}": run.bundle / folder / name for folder in FOLDERS for name in ("model.pt", "model.json")
+    }
+    copied["models/training_images.csv"] = run.out / "images" / "training_images.csv"
+    copied["models/spread_calibration.json"] = run.scores / "spread" / "spread_calibration.json"
+    for name, made in copied.items():
+        if not made.is_file():
+            print(f"not there, so not published: {made}")
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, target / name)
     for picture in sorted((run.scores / "figures").glob("*.png")):
         shutil.copyfile(picture, target / "docs" / picture.name)
     page = target / "docs" / "README.md"

@@ -85,9 +85,9 @@ class ReweightedCell(nn.Module):
     def __init__(
         self,
         prior: nn.Module,
-        weight: float = 0.5,
+        weight: float = 0.6,
         *,
-        unit_misfit: float = 0.009,
+        unit_misfit: float = 0.01,
         cg_rtol: float = 0.01,
         cg_max_iter: int = 20,
     ) -> None:
