@@ -74,7 +74,9 @@ class TrainingRangeWriter:
             logger.info("Too few training images (%d) to tell later which images are unlike them.", count)
             return
         chosen = np.random.default_rng(self.seed).choice(count, min(count, self.max_images), replace=False)
-        ranges = training_ranges([self.describe(data[int(index)]) for index in sorted(chosen)])
+        items = (data[int(index)] for index in sorted(chosen))
+        # Crops of MONAI give a list of samples.
+        ranges = training_ranges([self.describe(item[0] if isinstance(item, list) else item) for item in items])
         record = json.loads(description.read_text(encoding="utf-8"))
         replace_json(description, {**record, "training_ranges": ranges})
 

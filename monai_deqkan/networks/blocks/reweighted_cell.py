@@ -22,6 +22,7 @@ __all__ = ["EnergyPrior", "ReweightedCell"]
 Inputs = tuple[Measurement, Tensor]
 
 _START_STEPS, _START_FACTOR = 2, 6.0
+_LARGEST_FACTOR = 10.0  # maps that are worthless must not leave a constant image
 
 
 @runtime_checkable
@@ -60,7 +61,7 @@ class ReweightedCell(nn.Module):
     The weight follows how far the coil maps can be trusted: with the share :math:`m` of the low-frequency coil images'
     power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil),
 
-    .. math:: \lambda = \lambda_0 \big(1 + (m / m_0)^2\big), \qquad \lambda_0, m_0 > 0 \text{ learned.}
+    .. math:: \lambda = \lambda_0 \big(1 + \min(m^2 / m_0^2,\, 9)\big), \qquad \lambda_0, m_0 > 0 \text{ learned.}
 
     Args:
         prior: the energy, such as a :class:`~monai_deqkan.networks.nets.WeaklyConvexRidgeDenoiser`.
@@ -118,7 +119,7 @@ class ReweightedCell(nn.Module):
         if measurement.misfit is None:
             return self.weight.view(1)
         misfit = measurement.misfit.to(self.weight)
-        return self.weight * (1 + (misfit / self.unit_misfit).square())
+        return self.weight * (1 + (misfit / self.unit_misfit).square().clamp_max(_LARGEST_FACTOR - 1))
 
     @torch.no_grad()
     def initial_state(self, x: Inputs) -> Tensor:

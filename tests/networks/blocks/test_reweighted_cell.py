@@ -100,6 +100,10 @@ def test_maps_that_do_not_fit_make_the_energy_count_for_more():
     )
     assert cell.weights(known).tolist() == pytest.approx([0.5, 2.5])
     assert cell.weights(known.take(torch.tensor([1]))).tolist() == pytest.approx([2.5])
+    useless = Measurement(
+        measurement.operator, measurement.back_projection, measurement.curvature, torch.tensor([0.5, 1.0]).double()
+    )
+    assert cell.weights(useless).tolist() == pytest.approx([5.0, 5.0])  # ten times at most
 
 
 def test_nothing_is_certified_and_wrong_priors_are_refused():
