@@ -43,7 +43,7 @@ STAGES = ("images", "pretrain", "train", "certified", "evaluate", "budget", "spr
 
 DENOISER: dict[str, Any] = {"form": "reweighted", "prior": "weakly_convex_ridge"}
 CONVEX: dict[str, Any] = {"form": "cg", "prior": "complex_ridge"}
-# Small crops of few images: the energy has four thousand numbers to learn.
+# Small crops of few images: the energy has three thousand numbers to learn.
 PRETRAINING: dict[str, Any] = {
     "epoch_length": 100,
     "patch_size": [48, 48],
@@ -72,8 +72,8 @@ SAMPLING: dict[str, Any] = {
     "maps_method": "espirit",
     "crop_size": [160, 160],
 }
-# The energy is taken as it was learned from denoising: fine-tuning on simulated scans made it worse on measured ones.
-# Weights, misfit (the form's default) and noise level were chosen on the cardiac images for validation.
+# The energy is taken as it was learned from denoising; fine-tuning it was not tried. Its weight and unit of misfit, the
+# cell's defaults, were chosen on cardiac images for validation.
 ASSEMBLING: dict[str, Any] = {"max_epochs": 1, "epoch_length": 1, "learning_rate": 0.0, "rtol": 0.001}
 CERTIFICATE: dict[str, Any] = {"contraction": 0.995}
 QUICK: dict[str, Any] = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "val_interval": 1}

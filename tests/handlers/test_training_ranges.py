@@ -54,6 +54,19 @@ def test_training_ranges_do_not_depend_on_the_scale_and_find_other_images(tmp_pa
     assert "1 of 2 images are unlike the training images" in caplog.text
 
 
+def test_items_of_crops_are_lists_of_samples(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = [{"image": image(f"{i}", torch.rand(1, 16, 16, generator=generator))} for i in range(25)]
+    found = []
+    for items in (data, [[item] for item in data]):
+        (tmp_path / "model.json").write_text("{}")
+        trainer = Fake(None)
+        TrainingRangeWriter(tmp_path, items).attach(trainer)
+        trainer.run()
+        found.append(json.loads((tmp_path / "model.json").read_text())["training_ranges"])
+    assert found[0] == found[1]
+
+
 def test_padding_is_no_part_of_an_image():
     pixels = torch.rand(1, 16, 12, generator=torch.Generator().manual_seed(0))
     numbers = [rescaled_statistics(pad(image("a", pixels))) for pad in (lambda x: x, ResizeWithPadOrCrop((16, 16)))]

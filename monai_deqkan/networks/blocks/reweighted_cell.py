@@ -83,6 +83,8 @@ class ReweightedCell(nn.Module):
         regularizers with spatial adaptivity", NeurIPS workshop 2023, there with masks from a network.
     """
 
+    needs_misfit = True  # of the measurement
+
     def __init__(
         self,
         prior: nn.Module,

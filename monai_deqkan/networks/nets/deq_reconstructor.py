@@ -213,7 +213,7 @@ class DEQReconstructor(Reconstructor):
             weight=weight,
             noise_level=noise_level,
         )
-        self.needs_misfit = isinstance(cell, ReweightedCell)
+        self.needs_misfit = getattr(cell, "needs_misfit", False)
         self.equilibrium = DEQLayer(cell, solver, adjoint)
 
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:

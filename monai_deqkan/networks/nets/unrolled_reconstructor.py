@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from monai_deqkan._checks import check_int
 from monai_deqkan.networks.blocks.data_consistency import Measurement
 from monai_deqkan.networks.blocks.deq_cell import CertifiedMap
-from monai_deqkan.networks.blocks.reweighted_cell import ReweightedCell
 from monai_deqkan.networks.layers.lipschitz import frozen_weights
 from monai_deqkan.networks.nets.deq_reconstructor import Reconstructor, reconstruction_cell
 
@@ -66,7 +65,7 @@ class UnrolledReconstructor(Reconstructor):
         self.cell = reconstruction_cell(
             spatial_dims, prior, form=form, num_layers=num_layers, features=features, contraction=contraction
         )
-        self.needs_misfit = isinstance(self.cell, ReweightedCell)
+        self.needs_misfit = getattr(self.cell, "needs_misfit", False)
 
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
         """Return the image after the last step."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.simplelayers import separable_filtering
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from monai.utils import ensure_tuple
+from scipy.fft import dct
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_int, check_noise_level, check_range, check_shape, check_spatial_dims
@@ -59,10 +64,10 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
     Reference:
         A. Goujon, S. Neumayer and M. Unser, "Learning weakly convex regularizers for convergent image-reconstruction
         algorithms", SIAM J. Imaging Sci. 17 (2024) 91-115. There potentials are splines shared by all kernels, scaled
-        by the noise level, kernels are real and compositions of three, and the whole is 1-weakly convex, so that
-        denoising has one solution. Ours have two parameters each (beyond the threshold they are the potentials of
-        S. Roth and M. J. Black, "Fields of experts", Int. J. Comput. Vis. 82 (2009) 205-229, up to a root), take the
-        size of complex responses, and weak convexity is not bounded.
+        by the noise level, kernels are compositions of three, and the whole is 1-weakly convex, so that denoising has
+        one solution. Ours have two parameters each, and logarithmic tails like those of S. Roth and M. J. Black,
+        "Fields of experts", Int. J. Comput. Vis. 82 (2009) 205-229; they take the size of complex responses, and
+        nothing keeps the whole 1-weakly convex.
     """
 
     takes_noise_level = True
@@ -206,7 +211,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         """
         # Channels last makes convolutions of few channels several times faster on a CPU.
         layout = torch.channels_last if self.spatial_dims == 2 else torch.channels_last_3d
-        x = _split(_blurred(image, part.set_index, self.spatial_dims), 2**part.set_index).flatten(0, 1).unsqueeze(1)
+        x = _split(_blurred(image, part.set_index), 2**part.set_index).flatten(0, 1).unsqueeze(1)
         response = _CONVOLVE[self.spatial_dims](
             x, part.kernel.contiguous(memory_format=layout), padding=part.kernel.shape[-1] // 2
         )
@@ -221,7 +226,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
             response = response * weight if torch.is_grad_enabled() else response.mul_(weight)
             images = _correlated(response.flatten(0, 1), part.kernel).unflatten(0, (-1, 2)).squeeze(2)
             joined = _joined(images, 2**part.set_index, image.shape)
-            total = total + _blurred(joined, part.set_index, self.spatial_dims, adjoint=True)
+            total = total + _blurred(joined, part.set_index, adjoint=True)
         return total
 
 
@@ -264,45 +269,39 @@ def _correlated(response: Tensor, kernel: Tensor) -> Tensor:
     if any(n % block for n in space):  # else no copy, which costs as much as the convolution
         response = F.pad(response, [end for n in reversed(space) for end in (0, -n % block)])
     blocks = _CONVOLVE[dims](response, bank, stride=block, padding=size // 2)
-    return _joined(blocks.reshape(-1, 1, *blocks.shape[2:]), block, (len(response), 1, *space))
+    return _cropped(pixelshuffle(blocks, dims, block), space)
 
 
 def _split(image: Tensor, spacing: int) -> Tensor:
     """Return the interleaved images of every ``spacing``-th pixel as samples; zeros fill up the last ones."""
     if spacing == 1:
         return image
-    dims = image.ndim - 2
+    channels, dims = image.shape[1], image.ndim - 2
     image = F.pad(image, [end for n in reversed(image.shape[2:]) for end in (0, -n % spacing)])
-    shape = [length for n in image.shape[2:] for length in (n // spacing, spacing)]
-    pixels, places = [2 + 2 * axis for axis in range(dims)], [3 + 2 * axis for axis in range(dims)]
-    x = image.reshape(*image.shape[:2], *shape).permute(0, *places, 1, *pixels)
-    return x.reshape(-1, image.shape[1], *shape[::2])
+    return pixelunshuffle(image, dims, spacing).unflatten(1, (channels, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _joined(parts: Tensor, spacing: int, shape: Sequence[int]) -> Tensor:
     """Undo `_split` to an image of a shape; on what it filled up, its adjoint."""
     if spacing == 1:
-        return parts.reshape(*shape)
-    dims = parts.ndim - 2
-    x = parts.reshape(shape[0], *[spacing] * dims, *parts.shape[1:])
-    order = [axis for pair in zip(range(2 + dims, 2 + 2 * dims), range(1, 1 + dims), strict=True) for axis in pair]
-    x = x.permute(0, 1 + dims, *order).reshape(shape[0], shape[1], *[spacing * n for n in parts.shape[2:]])
-    for axis in range(dims):
-        x = x.narrow(2 + axis, 0, shape[2 + axis])
-    return x
+        return parts
+    places = parts.unflatten(0, (shape[0], -1)).transpose(1, 2).flatten(1, 2)
+    return _cropped(pixelshuffle(places, parts.ndim - 2, spacing), shape[2:])
 
 
-def _blurred(x: Tensor, times: int, spatial_dims: int, *, adjoint: bool = False) -> Tensor:
+def _cropped(image: Tensor, space: Sequence[int]) -> Tensor:
+    for axis, size in enumerate(space, start=2):
+        image = image.narrow(axis, 0, size)
+    return image
+
+
+def _blurred(x: Tensor, times: int, *, adjoint: bool = False) -> Tensor:
     """Blur ``(B, C, *space)`` by (1, 2, 1) / 4 per axis, once for each halving of the sampling, zero outside."""
     # Each is its own adjoint, but near the border their order matters.
     for step in reversed(range(times)) if adjoint else range(times):
-        spacing = 2**step
-        for axis in range(2, 2 + spatial_dims):
-            n = x.shape[axis]
-            side = torch.zeros_like(x.narrow(axis, 0, min(spacing, n)))
-            before = torch.cat((side, x.narrow(axis, 0, n - side.shape[axis])), dim=axis)
-            after = torch.cat((x.narrow(axis, side.shape[axis], n - side.shape[axis]), side), dim=axis)
-            x = 0.5 * x + 0.25 * (before + after)
+        kernel = x.new_zeros(2 ** (step + 1) + 1)
+        kernel[0], kernel[2**step], kernel[-1] = 0.25, 0.5, 0.25
+        x = separable_filtering(x, [kernel] * (x.ndim - 2))
     return x
 
 
@@ -322,18 +321,10 @@ def _blur_power(times: int, spatial_dims: int, like: Tensor) -> Tensor:
 
 def _cosines(size: int, spatial_dims: int) -> Tensor:
     """Return the basis of the discrete cosine transform without the constant, slow ones first: ``(N, 1, *size)``."""
-    place = (torch.arange(size) + 0.5) / size
-    lines = torch.stack([torch.cos(math.pi * order * place) for order in range(size)])
+    lines = dct(np.eye(size), norm="ortho", axis=0)
     orders = sorted(itertools.product(range(size), repeat=spatial_dims), key=lambda order: (sum(order), order))[1:]
-    basis = []
-    for order in orders:
-        kernel = torch.ones([1] * spatial_dims)
-        for axis, number in enumerate(order):
-            shape = [1] * spatial_dims
-            shape[axis] = size
-            kernel = kernel * lines[number].view(shape)
-        basis.append(kernel / kernel.square().sum().sqrt())
-    return torch.stack(basis).unsqueeze(1)
+    basis = [reduce(np.multiply.outer, [lines[number] for number in order]) for order in orders]
+    return torch.from_numpy(np.stack(basis)).to(torch.get_default_dtype()).unsqueeze(1)
 
 
 def _first(basis: Tensor, number: int) -> Tensor:

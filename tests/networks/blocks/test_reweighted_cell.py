@@ -67,7 +67,7 @@ def test_equilibrium_is_a_stationary_point_of_the_energy(shape):
 def test_gradient_of_the_equilibrium_by_finite_differences():
     measurement, _, reference = scene(SHAPES[0])
     measurement = Measurement(
-        measurement.operator, measurement.back_projection, measurement.curvature, torch.tensor([0.01, 0.03]).double()
+        measurement.operator, measurement.back_projection, measurement.curvature, torch.tensor([0.01, 0.02]).double()
     )
     cell = build()
     weight = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
