@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_deqkan.engines.reconstruction_methods import RIVALS, ReconstructionMethod
 from monai_deqkan.losses import DenoisingLoss, JacobianRegularizedLoss, PerpendicularLoss
 from monai_deqkan.metrics import magnitude, psnr, ssim
-from monai_deqkan.networks.nets import DEQReconstructor, UNetDenoiser
+from monai_deqkan.networks.nets import DEQReconstructor, UNetDenoiser, WeaklyConvexRidgeDenoiser
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 
 __all__ = [
@@ -199,9 +199,13 @@ def train_reconstructor(
     return fit(network, loss_of_step, steps=steps, seconds=seconds, learning_rate=learning_rate)
 
 
-def trained_denoiser(options: argparse.Namespace, scans: Scans) -> UNetDenoiser:
-    """Return a pre-trained U-shaped denoiser: half of the steps, or a quarter of the seconds, of the whole training."""
-    denoiser = UNetDenoiser(2, 2, options.features).to(scans.device)
+def trained_denoiser(options: argparse.Namespace, scans: Scans, *, energy: bool = False) -> nn.Module:
+    """Return a pre-trained U-shaped denoiser, or one with an energy.
+
+    It gets half of the steps, or a quarter of the seconds, of the whole training.
+    """
+    denoiser: nn.Module = WeaklyConvexRidgeDenoiser(2) if energy else UNetDenoiser(2, 2, options.features)
+    denoiser = denoiser.to(scans.device)
     seconds = None if options.seconds is None else options.seconds / 4
     pretrain(denoiser, scans, steps=options.steps // 2, seconds=seconds)
     return denoiser
@@ -223,13 +227,14 @@ def build_equilibrium(
 
 
 # The step's form and its certified contraction factor. With a factor the prior is the ridge denoiser, which starts from
-# scratch with a high learning rate; without one the U-shaped denoiser, pre-trained.
+# scratch with a high learning rate; without one the U-shaped denoiser, pre-trained, or the energy that the form needs.
 FORMS: dict[str, tuple[str, float | None]] = {
     "contracting": ("contracting", 0.98),
     "cg_certified": ("cg", 0.98),
     "prox": ("prox", None),
     "grad": ("grad", None),
     "cg": ("cg", None),
+    "reweighted": ("reweighted", None),
 }
 
 
@@ -243,10 +248,10 @@ def train_equilibrium(
     torch.manual_seed(seed)
     scans = Scans(options, "train", seed)
     form, contraction = FORMS[name]
-    prior: str | nn.Module = "ridge" if contraction else trained_denoiser(options, scans)
+    prior = "ridge" if contraction else trained_denoiser(options, scans, energy=form == "reweighted")
     network = build_equilibrium(form, prior, contraction, options).to(scans.device)
     seconds = options.seconds if options.seconds is None or contraction else 0.75 * options.seconds
-    weight = 0.0 if contraction else options.jacobian_weight
+    weight = 0.0 if contraction or form == "reweighted" else options.jacobian_weight
     compare = JacobianRegularizedLoss(loss_function or PerpendicularLoss(), network, weight=weight)
     trained = train_reconstructor(
         network,

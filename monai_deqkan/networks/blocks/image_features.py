@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ class ImageFeatures(nn.Module):
             raise ValueError(f"`features` and `blocks` need one entry for each stage; got {features} and {blocks}.")
         self.out_channels = widths[-1]
         self.stem = nn.Sequential(
-            Conv[Conv.CONV, spatial_dims](in_channels, widths[0], 7, stride=2, padding=3, bias=False),
+            Conv[Conv.CONV, spatial_dims](in_channels, widths[0], 7, stride=2, bias=False),
             Norm[Norm.BATCH, spatial_dims](widths[0]),
             nn.ReLU(),
             _Halve(spatial_dims, Pool.MAX),
@@ -75,7 +76,11 @@ class ImageFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the last maps ``(B, out_channels, *space)`` of images ``(B, in_channels, *space)``."""
-        return self.stages(self.stem(_standardized(_smoothed(image, self.spatial_dims))))
+        image = _standardized(_smoothed(image, self.spatial_dims))
+        # Not by the convolution itself: for volumes of depth 5 its gradient then writes beyond its memory on CPUs with
+        # AVX-512 (torch 2.14), and the process dies.
+        padded = F.pad(image, [3] * (2 * self.spatial_dims))
+        return self.stages(self.stem(padded))
 
 
 class _Block(nn.Module):

@@ -201,7 +201,8 @@ class ConjugateGradientCell(_PriorCell):
                     "`contraction` needs a prior with a certified Lipschitz constant, such as ConvexRidgeDenoiser or "
                     "`DnCNN(..., spectral_norm='certified')`. Leave it out, or change the prior."
                 )
-            self.raw_reference = nn.Parameter(torch.tensor(3.0))
+            # As little of the reference as the contraction allows: its aliasing would stay in the image.
+            self.raw_reference = nn.Parameter(torch.tensor(8.0))
 
     @property
     def weight(self) -> Tensor:

@@ -31,12 +31,15 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
     r"""Denoise a complex image by minimizing the distance to it plus a learned energy.
 
     .. math:: R(x) = \sum_c \sum_i \psi_c\big(|(W_c x)_i|\big), \qquad
-              \frac{\psi_c'(t)}{t} = \frac{1}{\sqrt{\max(1, t^2 / \tau_c^2)}\, \sqrt{1 + t^2 / (\beta_c \tau_c)^2}}
+              \frac{\psi_c'(t)}{t} = \max\left(\varphi,
+              \frac{1}{\sqrt{\max(1, t^2 / \tau_c^2)}\, \sqrt{1 + t^2 / (\beta_c \tau_c)^2}}\right)
 
     with kernels :math:`W_c` of zero mean, learned thresholds :math:`\tau_c > 0` and tails :math:`\beta_c > 1`. Small
     responses cost their square, larger ones their size, and those beyond :math:`\beta_c \tau_c` their logarithm only:
     edges are hardly smoothed. That is what convex functions cannot do, and what makes the energy weakly convex: it may
-    have several local minima. The same kernels see real and imaginary part, so the phase of the image does not matter.
+    have several local minima. The quotient never falls below a floor, so the largest responses cost their square again:
+    without it, bright stripes that no measured line holds would cost next to nothing, and solves take longer to end.
+    The same kernels see real and imaginary part, so the phase of the image does not matter.
     The second, third, ... set of kernels has 2, 4, ... times the spacing, on an image blurred accordingly.
 
     ``forward`` takes the image at a noise level :math:`s` some steps of accelerated gradient descent (Nesterov's)
@@ -52,6 +55,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         num_steps: number of gradient steps of ``forward``.
         threshold: :math:`\tau` to start from, in the unit of the image.
         tail: :math:`\beta` to start from, dimensionless, above 1.
+        floor: :math:`\varphi`, dimensionless, at most 0.5; 0 for none.
 
     Raises:
         ValueError: if a number is out of range.
@@ -81,6 +85,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         num_steps: int = 10,
         threshold: float = 0.0015,
         tail: float = 4.0,
+        floor: float = 3e-4,
     ) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
@@ -92,6 +97,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         self.num_steps = check_int("num_steps", num_steps)
         check_range("threshold", threshold, 1e-6, 1e6)
         check_range("tail", tail, 1.0, 1e6, open_low=True)
+        self.floor = check_range("floor", floor, 0.0, 0.5)
         start = _cosines(kernel_size, spatial_dims)
         self.raw_kernels = nn.ParameterList(_first(start, number) for number in self.features)
         self.raw_thresholds = nn.ParameterList(raw_of_positive(torch.full((n,), threshold)) for n in self.features)
@@ -131,7 +137,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
 
     def _weight(self, response: Tensor, part: _Part) -> Tensor:
         square, tail = self._squares(response, part), self._tail(part)
-        return (square.clamp_min(1.0) * (1 + square / tail.square())).rsqrt()
+        return (square.clamp_min(1.0) * (1 + square / tail.square())).rsqrt().clamp_min(self.floor)
 
     def curvature(self, image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> Tensor:
         r"""Apply :math:`\sum_c W_c^\top \operatorname{diag}(w_c)\, W_c` to an image ``(B, 2, *space)``.
@@ -156,9 +162,11 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
                 self._tail(part),
             )
             below = tail * ((tail.square() + square.clamp_max(1.0)).sqrt() - tail)
-            above = torch.asinh(square.clamp_min(1.0).sqrt() / tail) - torch.asinh(1 / tail)
+            end = self._end(tail)  # from where the quotient is the floor
+            above = torch.asinh(square.clamp_min(1.0).minimum(end).sqrt() / tail) - torch.asinh(1 / tail)
+            beyond = self.floor / 2 * (square - end).clamp_min(0.0) if self.floor else 0.0
             # The pixels of a set of wider spacing are spread over several samples.
-            total = total + (threshold.square() * (below + tail * above)).reshape(len(image), -1).sum(dim=1)
+            total = total + (threshold.square() * (below + tail * above + beyond)).reshape(len(image), -1).sum(dim=1)
         return total
 
     def level_weight(self, noise_level: Tensor) -> Tensor:
@@ -197,6 +205,13 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
 
     def _tail(self, part: _Part) -> Tensor:
         return self._column(1 + positive(self.raw_tails[part.set_index][part.features]))
+
+    def _end(self, tail: Tensor) -> Tensor:
+        """Return the square of the response, in thresholds, at which the quotient reaches the floor."""
+        if not self.floor:
+            return torch.full_like(tail, math.inf)
+        # The root of s (1 + s / tail^2) = 1 / floor^2, without a difference of large numbers.
+        return 2 / self.floor**2 / (1 + (1 + 4 / (self.floor * tail).square()).sqrt())
 
     def _squares(self, response: Tensor, part: _Part) -> Tensor:
         """Return squared sizes of complex responses over squared thresholds, ``(N, features, *space)``."""

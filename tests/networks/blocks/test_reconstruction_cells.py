@@ -214,7 +214,7 @@ def test_certified_cg_form_contracts_as_it_says_and_the_others_promise_nothing()
     prior = ConvexRidgeDenoiser(2, num_layers=2, features=4, threshold=5.0)
     cell = ConjugateGradientCell(prior, contraction=0.9).double()
     bound = cell.certified_contraction((measurement, reference))
-    assert bound.factor == pytest.approx(0.9 * float(torch.sigmoid(torch.tensor(3.0))))
+    assert bound.factor == pytest.approx(0.9 * float(torch.sigmoid(torch.tensor(8.0))))
     certificate = certify(cell, (measurement, reference))
     assert certificate.is_certified
     assert 0.3 < certificate.largest_observed <= bound.factor

@@ -50,20 +50,22 @@ def plain_energy(denoiser: WeaklyConvexRidgeDenoiser, x: torch.Tensor) -> torch.
         nodes = (torch.arange(4000, dtype=x.dtype) + 0.5) / 4000
         for node in nodes:  # midpoint rule from zero to the size
             t = node * size
-            slope = t / ((t / tau).square().clamp_min(1).sqrt() * (1 + (t / (beta * tau)).square()).sqrt())
+            quotient = 1 / ((t / tau).square().clamp_min(1).sqrt() * (1 + (t / (beta * tau)).square()).sqrt())
+            slope = t * quotient.clamp_min(denoiser.floor)
             total = total + (slope * size / 4000).flatten(1).sum(1)
     return total
 
 
-def test_energy_is_that_of_its_definition():
-    denoiser = build(features=(2, 2))
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.5])
+def test_energy_is_that_of_its_definition(floor):
+    denoiser = build(features=(2, 2), floor=floor)
     x = image(2, (5, 7))
     torch.testing.assert_close(denoiser.energy(x), plain_energy(denoiser, x), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(("dims", "space"), SHAPES)
 def test_gradient_curvature_and_energy_agree(dims, space):
-    denoiser, x = build(dims), image(dims, space).requires_grad_()
+    denoiser, x = build(dims, floor=0.1), image(dims, space).requires_grad_()
     (expected,) = torch.autograd.grad(denoiser.energy(x).sum(), x)
     kernels = denoiser.kernels()
     torch.testing.assert_close(denoiser.gradient(x, kernels), expected)
@@ -92,8 +94,9 @@ def test_curvature_is_self_adjoint_between_zero_and_one(dims, space):
         assert 0.3 < float(norm) < 1.02
 
 
-def test_quadratic_functions_bound_the_energy_and_touch_it():
-    denoiser, x = build(), image(2, (12, 12))
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_quadratic_functions_bound_the_energy_and_touch_it(floor):
+    denoiser, x = build(floor=floor), image(2, (12, 12))
     with torch.no_grad():
         kernels = denoiser.kernels()
         weights = denoiser.weights(x, kernels)
@@ -120,7 +123,7 @@ def test_phase_does_not_matter():
 
 
 def test_constants_cost_only_at_the_border_and_large_steps_little():
-    denoiser = build(features=4, threshold=0.05)
+    denoiser = build(features=4, threshold=0.05, floor=0.0)
     flat = torch.ones(1, 2, 40, 40, dtype=torch.float64)
     with torch.no_grad():
         slope = denoiser.gradient(flat, denoiser.kernels())
@@ -130,6 +133,9 @@ def test_constants_cost_only_at_the_border_and_large_steps_little():
     step[:, 0, 10:30, 10:30] = 3.0
     with torch.no_grad():
         assert float(denoiser.energy(100 * step)) < 20 * float(denoiser.energy(step))
+        # With a floor the largest ones cost their square again.
+        held = build(features=4, threshold=0.05, floor=1e-3)
+        assert float(held.energy(1e6 * step)) == pytest.approx(100 * float(held.energy(1e5 * step)), rel=0.01)
 
 
 def test_denoises_better_with_more_steps_and_each_sample_by_its_level():
@@ -182,7 +188,15 @@ def test_zeros_and_gradients_there_are_finite():
 
 
 def test_bad_input_is_refused():
-    for settings in ({"kernel_size": 4}, {"features": 0}, {"features": ()}, {"tail": 1.0}, {"threshold": 0.0}):
+    for settings in (
+        {"kernel_size": 4},
+        {"features": 0},
+        {"features": ()},
+        {"tail": 1.0},
+        {"floor": 0.6},
+        {"floor": -0.1},
+        {"threshold": 0.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             WeaklyConvexRidgeDenoiser(2, **settings)
     denoiser = build()
