@@ -4,6 +4,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py slice [--weights model.pt]
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py volume [--form contracting --prior ridge]
 
+The shipped weights are those of ``--form reweighted --prior weakly_convex_ridge``.
+
 ``training``: peak of newly allocated memory in one step (forward and backward) at 30 and 50 evaluations both ways, of
 the equilibrium and of its unrolled twin. ``slice``: seconds and evaluations of 320 x 320 pixels and 8 coils to a
 relative residual of 1e-3, coil maps given. ``volume``: the same of 256 x 256 x 32 voxels and 8 coils in 3-D, and the
@@ -31,14 +33,20 @@ from monai_deqkan.networks.nets import DEQReconstructor, UnrolledReconstructor
 from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 
-PRIORS = {"contracting": ("ridge",), "cg": ("unet",), "prox": ("unet",), "grad": ("unet",)}
+PRIORS = {
+    "contracting": ("ridge",),
+    "cg": ("unet",),
+    "prox": ("unet",),
+    "grad": ("unet",),
+    "reweighted": ("weakly_convex_ridge",),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("training", "slice", "volume"))
     parser.add_argument("--form", choices=tuple(PRIORS), default="cg")
-    parser.add_argument("--prior", choices=("ridge", "dncnn", "unet"), default="unet")
+    parser.add_argument("--prior", choices=("ridge", "dncnn", "unet", "weakly_convex_ridge"), default="unet")
     parser.add_argument("--shape", type=int, nargs="+", help="another number of pixels along each axis")
     parser.add_argument("--coils", type=int, default=8)
     parser.add_argument("--acceleration", type=float, default=4.0)

@@ -83,7 +83,7 @@ QUICK: dict[str, Any] = {"max_epochs": 1, "epoch_length": 2, "batch_size": 2, "v
 NUM_COILS = 8  # simulated
 FOLDERS = ("models", "models/certified")
 NOT_RUN = "Not run yet."
-BUDGET_SLICES, SPREAD_SLICES = 2, 6
+BUDGET_SLICES, SPREAD_SLICES = 1, 4
 
 
 def main() -> None:
@@ -206,7 +206,7 @@ class Run:
             dataset_dir=self.scores / "heart",
             output_dir=target,
             num_slices=1 if self.quick else SPREAD_SLICES,
-            num_samples=2 if self.quick else 16,
+            num_samples=2 if self.quick else 8,
             acceleration=4,
             center_fraction=0.08,
             pattern="random",

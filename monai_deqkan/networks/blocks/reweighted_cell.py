@@ -67,10 +67,10 @@ class ReweightedCell(nn.Module):
         prior: the energy, such as a :class:`~monai_deqkan.networks.nets.WeaklyConvexRidgeDenoiser`.
         weight: :math:`\lambda_0` to start from, dimensionless.
         unit_misfit: :math:`m_0` to start from, dimensionless.
-        cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for; in
-            float64 its square.
-        cg_max_iter: most iterations of the conjugate gradients; five times as many in float64. More of them make fewer
-            evaluations of the step.
+        cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for: the
+            fixed points are the same for any. Gradients in float64 take its square.
+        cg_max_iter: most iterations of the conjugate gradients; five times as many for gradients in float64. More of
+            them make fewer evaluations of the step.
 
     Raises:
         TypeError: if the prior has no energy.
@@ -166,11 +166,14 @@ class ReweightedCell(nn.Module):
             # the equation holds, solved for, is that of the image.
             fixed = [kernel.detach() for kernel in kernels], [weight.detach() for weight in weights]
             left = target - system(image, kernels, weights)
-            return image + cast(Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b)))
+            precise = image.dtype == torch.float64
+            return image + cast(
+                Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b, precise=precise))
+            )
 
-    def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor, *, precise: bool = False) -> Tensor:
         """Solve by conjugate gradients; each sample takes steps until its own residual is small."""
-        factor, rtol = (5, self.cg_rtol**2) if b.dtype == torch.float64 else (1, self.cg_rtol)
+        factor, rtol = (5, self.cg_rtol**2) if precise else (1, self.cg_rtol)
         solver, target = ConjugateGradientSolver(), b.flatten(1)
         limit = max(rtol, 10 * torch.finfo(b.dtype).eps) * target.norm(dim=1)
         state = solver.init(torch.zeros_like(target), target)
