@@ -82,7 +82,7 @@ def draw_examples(
 def draw_residuals(
     folder: Path, out: Path, methods: Sequence[Method], *, validate: bool, max_cases: int | None = None
 ) -> list[Path]:
-    """Draw residual against evaluations of each network, on the first slice of each way of undersampling, one map set."""
+    """Draw residual against evaluations of each network: first slices, each way of undersampling, one map set."""
     sets = [data for data in (VALIDATION if validate else FINAL) if data.num_map_sets == 1]
     cases = [
         case_of(folder, data, scenario, data.slices(folder)[0])
