@@ -25,7 +25,8 @@ def map_misfit(
 
     with the coil images :math:`x` of the windowed centre of k-space and the projection :math:`P` on the maps at a
     pixel. It grows where maps are wrong (few central lines, an image that folds over) and with noise; a single coil
-    with a map that is nowhere zero has none.
+    with a map that is nowhere zero has none; nor have the maps of :func:`estimate_sensitivity_maps`, which are these
+    very images, scaled.
 
     Args:
         kspace: complex, ``(B, K, *space)``.

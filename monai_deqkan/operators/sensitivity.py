@@ -113,13 +113,13 @@ def check_coil_kspace(kspace: Tensor, spatial_dims: int) -> None:
     check_finite("kspace", kspace, "Remove broken samples before coil maps are estimated.")
 
 
-def measures_center(mask: Tensor | None, kspace: Tensor, spatial_dims: int) -> bool:
-    """Tell whether every sample has measured zero frequency, so that something can be learned from its centre."""
+def measures_center(mask: Tensor | None, kspace: Tensor, spatial_dims: int) -> Tensor:
+    """Tell which samples, ``(B,)``, have measured zero frequency: something can be learned from their centre."""
     found = infer_mask(kspace, spatial_dims) if mask is None else mask
     measured = (found != 0)[:, 0].expand(-1, *kspace.shape[2:])
     for size in kspace.shape[2:]:
         measured = measured[:, size // 2]
-    return bool(measured.all())
+    return measured.expand(len(kspace))
 
 
 def center_widths(mask: Tensor, kspace: Tensor, spatial_dims: int) -> Tensor:

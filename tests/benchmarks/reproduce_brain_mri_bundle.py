@@ -104,11 +104,11 @@ class Run:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.out = options.out.resolve()
+        self.out = options.out.resolve() / ("quick" if options.quick else "")  # what is there counts as done
         self.shared = options.shared.resolve()
         self.mri = self.shared / "mri"
         self.quick, self.validate, self.methods = options.quick, options.validate, options.methods
-        self.scores = self.out / f"{'quick_' * options.quick}{'validation' if options.validate else 'final'}"
+        self.scores = self.out / ("validation" if options.validate else "final")
         if options.bundle is not None:
             self.bundle = options.bundle.resolve()
         else:
@@ -330,7 +330,7 @@ def _options() -> argparse.Namespace:
     trained = {"images", "pretrain", "train", "certified"}
     if options.bundle is not None and trained & set(options.only or STAGES):
         parser.error("`--bundle` is trained already: name stages with `--only` that score it.")
-    if options.publish and (options.validate or options.quick or options.bundle is not None):
+    if options.publish and (options.validate or options.quick or options.methods or options.bundle is not None):
         parser.error("`--publish` needs the final scores of a full run in OUT.")
     return options
 

@@ -219,9 +219,10 @@ class ConjugateGradientCell(_PriorCell):
 
     def cg_limits(self, dtype: torch.dtype) -> tuple[float, int]:
         """Return tolerance and most iterations of the conjugate gradients for images of a dtype."""
+        rounding = 10 * torch.finfo(dtype).eps
         if dtype == torch.float64:
-            return self.cg_rtol**2, 5 * self.cg_max_iter
-        return self.cg_rtol, self.cg_max_iter
+            return max(self.cg_rtol**2, rounding), 5 * self.cg_max_iter
+        return max(self.cg_rtol, rounding), self.cg_max_iter
 
     @torch.no_grad()
     def cg_error(self, dtype: torch.dtype) -> float:

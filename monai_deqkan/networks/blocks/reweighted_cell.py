@@ -58,8 +58,12 @@ class ReweightedCell(nn.Module):
     such as Anderson's, has no such promise.) The energy may have several stationary points; the one that is found
     depends on the start, see :meth:`initial_state`.
 
+    (The residual of a solve is that of such a step, with conjugate gradients that end early.)
+
     The weight follows how far the coil maps can be trusted: with the share :math:`m` of the low-frequency coil images'
-    power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil),
+    power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil, and by construction
+    for maps of :func:`~monai_deqkan.operators.estimate_sensitivity_maps`, which are made of these very images: take
+    ESPIRiT's),
 
     .. math:: \lambda = \lambda_0 \big(1 + \min(m^2 / m_0^2,\, 9)\big), \qquad \lambda_0, m_0 > 0 \text{ learned.}
 
@@ -68,9 +72,9 @@ class ReweightedCell(nn.Module):
         weight: :math:`\lambda_0` to start from, dimensionless.
         unit_misfit: :math:`m_0` to start from, dimensionless.
         cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for: the
-            fixed points are the same for any. Gradients in float64 take its square.
-        cg_max_iter: most iterations of the conjugate gradients; five times as many for gradients in float64. More of
-            them make fewer evaluations of the step.
+            fixed points are the same for any. Gradients, which exist once, take its square.
+        cg_max_iter: most iterations of the conjugate gradients; five times as many for gradients. More of them make
+            fewer evaluations of the step.
 
     Raises:
         TypeError: if the prior has no energy.
@@ -166,9 +170,8 @@ class ReweightedCell(nn.Module):
             # the equation holds, solved for, is that of the image.
             fixed = [kernel.detach() for kernel in kernels], [weight.detach() for weight in weights]
             left = target - system(image, kernels, weights)
-            precise = image.dtype == torch.float64
             return image + cast(
-                Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b, precise=precise))
+                Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b, precise=True))
             )
 
     def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor, *, precise: bool = False) -> Tensor:

@@ -19,5 +19,5 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def raw_of_positive(value: float | Tensor) -> Tensor:
-    """Return the parameter of positive numbers."""
+    """Return the raw parameter whose `positive` is the value."""
     return torch.as_tensor(value, dtype=torch.get_default_dtype()).log() / _SPEED

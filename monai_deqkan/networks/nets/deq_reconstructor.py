@@ -100,10 +100,17 @@ class Reconstructor(nn.Module, ABC):
             image = _joined(image)
         return image if meta is None else cast(Tensor, MetaTensor(image).copy_meta_from(meta))
 
-    def _misfit(self, kspace: Tensor, mask: Tensor | None, maps: Tensor) -> Tensor | None:
-        if not measures_center(mask, kspace, self.spatial_dims):
-            return None
-        return map_misfit(kspace, maps, mask, spatial_dims=self.spatial_dims)
+    def _misfit(self, kspace: Tensor, mask: Tensor | None, maps: Tensor) -> Tensor:
+        """Return the misfit of each sample's maps, ``(B,)``; zero where the centre is not measured."""
+        if mask is not None:
+            mask = (mask != 0).all(dim=1, keepdim=True)  # of all coils
+        rows = measures_center(mask, kspace, self.spatial_dims)
+        misfit = torch.zeros(len(kspace), dtype=kspace.real.dtype, device=kspace.device)
+        if bool(rows.any()):
+            maps = maps[rows] if len(maps) > 1 else maps
+            mask = mask[rows] if mask is not None and len(mask) > 1 else mask
+            misfit[rows] = map_misfit(kspace[rows], maps, mask, spatial_dims=self.spatial_dims)
+        return misfit
 
     def _estimated_maps(self, kspace: Tensor, mask: Tensor | None) -> Tensor:
         if self.sensitivity is None:

@@ -69,7 +69,7 @@ class UnrolledReconstructor(Reconstructor):
 
     def find_image(self, inputs: tuple[Measurement, Tensor]) -> Tensor:
         """Return the image after the last step."""
-        z = inputs[1]
+        z = self.cell.initial_state(inputs)
         with frozen_weights(self.cell):
             # Steps are repeated after this block, in another thread on a GPU: with the weights that are frozen here.
             frozen = copy_context()

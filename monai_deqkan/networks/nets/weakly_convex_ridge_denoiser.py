@@ -22,7 +22,7 @@ from monai_deqkan.networks.layers.positive import positive, raw_of_positive
 
 __all__ = ["WeaklyConvexRidgeDenoiser"]
 
-_UNIT_LEVEL = 0.05  # noise level at which the energy's weight is the first of its three coefficients
+_UNIT_LEVEL = 0.05  # noise level at which the first of the three coefficients alone makes the energy's weight
 _NORM_GRID = 32  # frequencies per axis on which the norm of the kernels is found
 _PART = 16  # kernels that are applied at a time
 
@@ -39,7 +39,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
     edges are hardly smoothed. That is what convex functions cannot do, and what makes the energy weakly convex: it may
     have several local minima. The quotient never falls below a floor, so the largest responses cost their square again:
     without it, bright stripes that no measured line holds would cost next to nothing, and solves take longer to end.
-    The same kernels see real and imaginary part, so the phase of the image does not matter.
+    The same kernels see real and imaginary part, so a constant phase of the image does not matter.
     The second, third, ... set of kernels has 2, 4, ... times the spacing, on an image blurred accordingly.
 
     ``forward`` takes the image at a noise level :math:`s` some steps of accelerated gradient descent (Nesterov's)
@@ -172,8 +172,8 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
     def level_weight(self, noise_level: Tensor) -> Tensor:
         r"""Return :math:`\lambda(s)`, dimensionless, for noise levels in the unit of the image."""
         ratio = (noise_level / _UNIT_LEVEL).log()
-        a, b, c = 10 * self.raw_level_weights
-        return (a + b * ratio + c * ratio.square()).clamp(-20.0, 20.0).exp()
+        a, b, c = self.raw_level_weights
+        return positive(a + b * ratio + c * ratio.square())
 
     def forward(self, image: Tensor, noise_level: Tensor | float | None = None) -> Tensor:
         """Denoise an image ``(B, 2, *space)``.

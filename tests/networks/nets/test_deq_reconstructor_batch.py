@@ -3,8 +3,16 @@
 import pytest
 import torch
 
+from monai_deqkan.networks.blocks import Measurement
 from monai_deqkan.networks.nets import DEQReconstructor
-from monai_deqkan.operators import equispaced_mask, random_mask, simulate_kspace, smooth_coil_maps, smooth_phase
+from monai_deqkan.operators import (
+    MRIOperator,
+    equispaced_mask,
+    random_mask,
+    simulate_kspace,
+    smooth_coil_maps,
+    smooth_phase,
+)
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 
 SHAPE = (20, 16)
@@ -85,3 +93,23 @@ def test_order_and_mates_do_not_matter_for_estimated_maps_either(form, prior):
         whole, part = model(kspace, masks), model(kspace[order], masks[order])
     for mixed, own in zip(whole[order], part, strict=True):
         assert float((mixed - own).norm() / own.norm()) < 1e-9
+
+
+def test_a_sample_without_a_measured_centre_does_not_change_its_mates():
+    model = network("reweighted", "weakly_convex_ridge")
+    kspace, masks, maps = (data[:2] for data in mixed_batch())
+    maps = maps.roll(3, dims=-1)  # far from the data: the misfit counts
+    masks = masks.clone()
+    masks[1, ..., SHAPE[-1] // 2] = False
+    kspace = kspace * masks
+    with torch.no_grad():
+        together = model(kspace, masks, maps)
+        alone = model(kspace[:1], masks[:1], maps[:1])
+        per_coil = model(kspace[:1], masks[:1].expand(-1, kspace.shape[1], -1, -1), maps[:1])
+    torch.testing.assert_close(together[:1], alone)
+    torch.testing.assert_close(per_coil, alone)
+    operator = MRIOperator.from_kspace(kspace, masks, maps, spatial_dims=2)
+    cell = model.equilibrium.cell
+    weights = cell.weights(Measurement.of(operator, kspace, model._misfit(kspace, masks, maps))).detach()
+    assert float(weights[0]) > float(weights[1])
+    assert float(weights[1]) == pytest.approx(float(cell.weight.detach()))
