@@ -19,7 +19,7 @@ from monai_deqkan.engines.reconstruction_cases import Case, SuiteSettings, list_
 from monai_deqkan.engines.reconstruction_methods import RIVALS, ReconstructionMethod
 from monai_deqkan.metrics import psnr
 
-__all__ = ["tune_reconstruction"]
+__all__ = ["search_weights", "tune_reconstruction"]
 
 
 def tune_reconstruction(
@@ -72,7 +72,7 @@ def tune_reconstruction(
                 bar.update()
                 return _mean_psnr(chosen, cases, weight, device)
 
-            tried = _search(quality, chosen, num_grid, num_refine)
+            tried = search_weights(quality, chosen, num_grid, num_refine)
             best = max(tried, key=tried.__getitem__)
             entries.append(
                 {
@@ -104,10 +104,20 @@ def _mean_psnr(method: ReconstructionMethod, cases: Sequence[Case], weight: floa
     return float(np.mean(values))
 
 
-def _search(
+def search_weights(
     quality: Callable[[float], float], method: ReconstructionMethod, num_grid: int, num_refine: int
 ) -> dict[float, float]:
-    """Return what was tried: weights and their quality."""
+    """Search a method's weight of highest quality: a logarithmic grid, then golden sections about its best.
+
+    Args:
+        quality: tells the quality of a weight, the higher the better.
+        method: names the range to search.
+        num_grid: number of weights of the grid.
+        num_refine: number of further weights.
+
+    Returns:
+        What was tried: weights and their quality.
+    """
     low, high = method.search or (1.0, 1.0)
     tried: dict[float, float] = {}
 

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from evaluate_brain_mri_bundle import FINAL, LABELS, VALIDATION, Method, case_of
+from evaluate_brain_mri_bundle import (
+    FINAL,
+    HEAD,
+    HEART,
+    HEART_ONE_COIL_VALIDATION,
+    HEART_VALIDATION,
+    KNEE,
+    LABELS,
+    VALIDATION,
+    WRAPPED_TWO_SETS,
+    Method,
+    case_of,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -25,14 +37,14 @@ __all__ = ["draw_examples", "draw_residuals", "draw_tolerances", "save_small"]
 
 # Set, mask, acceleration, and the place of the slice among the set's.
 EXAMPLES = {
-    "example_head": (FINAL[1], "random", 4.0, 0),
-    "example_knee": (FINAL[0], "random", 4.0, 0),
-    "example_heart": (FINAL[2], "equispaced", 8.0, 3),
-    "example_wrapped_brain": (FINAL[4], "random", 4.0, 0),
+    "example_head": (HEAD, "random", 4.0, 0),
+    "example_knee": (KNEE, "random", 4.0, 0),
+    "example_heart": (HEART, "equispaced", 8.0, 3),
+    "example_wrapped_brain": (WRAPPED_TWO_SETS, "random", 4.0, 0),
 }
 VALIDATION_EXAMPLES = {
-    "example_heart_1_coil": (VALIDATION[0], "random", 4.0, 2),
-    "example_heart": (VALIDATION[1], "equispaced", 8.0, 2),
+    "example_heart_1_coil": (HEART_ONE_COIL_VALIDATION, "random", 4.0, 2),
+    "example_heart": (HEART_VALIDATION, "equispaced", 8.0, 2),
 }
 EXACT = 1e-5  # residual down to which solves are drawn
 LONGEST = 40  # evaluations

@@ -23,12 +23,28 @@ from monai_deqkan.data.files import file_sha256
 from monai_deqkan.engines import RIVALS, SuiteSettings
 from monai_deqkan.engines.reconstruction_cases import Case, Scenario, make_case
 from monai_deqkan.engines.reconstruction_methods import ReconstructionMethod, load_method
-from monai_deqkan.engines.reconstruction_tuning import _search
+from monai_deqkan.engines.reconstruction_tuning import search_weights
 from monai_deqkan.metrics import psnr, ssim
 from monai_deqkan.operators import espirit_maps
 from monai_deqkan.solvers import SolveRecorder
 
-__all__ = ["FINAL", "LABELS", "VALIDATION", "DataSet", "Method", "bundle_methods", "case_of", "evaluate", "tables"]
+__all__ = [
+    "FINAL",
+    "HEAD",
+    "HEART",
+    "HEART_ONE_COIL_VALIDATION",
+    "HEART_VALIDATION",
+    "KNEE",
+    "LABELS",
+    "VALIDATION",
+    "WRAPPED_TWO_SETS",
+    "DataSet",
+    "Method",
+    "bundle_methods",
+    "case_of",
+    "evaluate",
+    "tables",
+]
 
 ACCELERATIONS = (4.0, 8.0)
 # Of the cardiac images; the others are for the final scores only.
@@ -78,17 +94,16 @@ class DataSet:
 
 _CARDIAC = "singlecoil_cardiac_fatwater.h5"
 _WRAPPED = "multicoil_brain_smallfov.h5"
-FINAL = (
-    DataSet("knee, 1 coil", "singlecoil_knee_coronal.h5", ("random",)),
-    DataSet("head, 1 coil", "singlecoil_brain_sagittal.h5", ("random",)),
-    DataSet("heart, 8 simulated coils", _CARDIAC, simulated_coils=8),
-    DataSet("wrapped brain, 8 coils, 1 map set", _WRAPPED),
-    DataSet("wrapped brain, 8 coils, 2 map sets", _WRAPPED, num_map_sets=2),
-)
-VALIDATION = (
-    DataSet("heart, 1 coil", _CARDIAC, ("random",), validation=True),
-    DataSet("heart, 8 simulated coils", _CARDIAC, simulated_coils=8, validation=True),
-)
+KNEE = DataSet("knee, 1 coil", "singlecoil_knee_coronal.h5", ("random",))
+HEAD = DataSet("head, 1 coil", "singlecoil_brain_sagittal.h5", ("random",))
+HEART = DataSet("heart, 8 simulated coils", _CARDIAC, simulated_coils=8)
+WRAPPED = DataSet("wrapped brain, 8 coils, 1 map set", _WRAPPED)
+WRAPPED_TWO_SETS = DataSet("wrapped brain, 8 coils, 2 map sets", _WRAPPED, num_map_sets=2)
+FINAL = (KNEE, HEAD, HEART, WRAPPED, WRAPPED_TWO_SETS)
+
+HEART_ONE_COIL_VALIDATION = DataSet("heart, 1 coil", _CARDIAC, ("random",), validation=True)
+HEART_VALIDATION = replace(HEART, validation=True)
+VALIDATION = (HEART_ONE_COIL_VALIDATION, HEART_VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -183,7 +198,7 @@ def score(method: Method, case: Case) -> dict[str, Any]:
             image = method.run(case.kspace, case.mask, case.maps, value).image
             return float(psnr(image, case.reference, case.region))
 
-        tried = _search(quality, method.run, TV_GRID, TV_REFINE)
+        tried = search_weights(quality, method.run, TV_GRID, TV_REFINE)
         weight = max(tried, key=tried.__getitem__)
     with SolveRecorder() as recorder:
         started = time.perf_counter()

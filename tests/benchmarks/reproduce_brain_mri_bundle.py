@@ -30,7 +30,15 @@ from typing import Any
 
 import torch
 from draw_brain_mri_bundle import draw_examples, draw_residuals, draw_tolerances, save_small
-from evaluate_brain_mri_bundle import FINAL, VALIDATION, bundle_methods, evaluate, tables
+from evaluate_brain_mri_bundle import (
+    FINAL,
+    HEART,
+    HEART_VALIDATION,
+    VALIDATION,
+    bundle_methods,
+    evaluate,
+    tables,
+)
 
 from monai_deqkan.data import bundle_folder, copy_bundle, image_files, write_kspace
 from monai_deqkan.engines import load_task
@@ -219,16 +227,15 @@ class Run:
 
     def _heart(self) -> None:
         """Write the cardiac images as k-space of simulated coils: those for validation, and the ones for the scores."""
-        data = VALIDATION[1]
-        kept = data.slices(self.mri)
-        parts = {"val": kept, "test": FINAL[2].slices(self.mri)}
+        kept = HEART_VALIDATION.slices(self.mri)
+        parts = {"val": kept, "test": HEART.slices(self.mri)}
         if self.validate:
             parts = {"val": kept[:3], "test": kept[3:]}
         for part, indices in parts.items():
             target = self.scores / "heart" / part / "heart.h5"
             if target.exists():
                 continue
-            full = torch.stack([LoadKspaceSlice()(self.mri / data.file, index) for index in indices])[:, 0]
+            full = torch.stack([LoadKspaceSlice()(self.mri / HEART.file, index) for index in indices])[:, 0]
             maps = [
                 smooth_coil_maps(full.shape[1:], NUM_COILS, generator=torch.Generator().manual_seed(index))
                 for index in indices

@@ -12,7 +12,7 @@ from monai_deqkan.engines import RIVALS, SuiteSettings, TunedWeights, evaluate_r
 from monai_deqkan.engines import reconstruction_suite as suite
 from monai_deqkan.engines.reconstruction_cases import is_simulated, make_case
 from monai_deqkan.engines.reconstruction_methods import load_method
-from monai_deqkan.engines.reconstruction_tuning import _search
+from monai_deqkan.engines.reconstruction_tuning import search_weights
 from monai_deqkan.metrics import head_region, nmse, psnr, ssim, vif
 from monai_deqkan.networks.nets import DEQReconstructor
 from monai_deqkan.operators import FourierOperator, MRIOperator, espirit_maps, simulate_kspace, smooth_coil_maps
@@ -187,7 +187,7 @@ def test_nearest_tuned_weight():
 
 @pytest.mark.parametrize("num_refine", range(6))
 def test_tuning_tries_as_many_weights_as_it_is_told(num_refine):
-    tried = _search(lambda weight: -((np.log(weight) + 4) ** 2), RIVALS["tv"], 5, num_refine)
+    tried = search_weights(lambda weight: -((np.log(weight) + 4) ** 2), RIVALS["tv"], 5, num_refine)
     assert len(tried) == 5 + num_refine
     errors = [abs(np.log(weight) + 4) for weight in tried]
     assert min(errors) < (0.1 if num_refine == 5 else 1.5)

@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from monai_deqkan._checks import check_int, check_range
 from monai_deqkan._complex import channels_to_complex, complex_to_channels
@@ -225,6 +224,23 @@ class _Solved(torch.autograd.Function):
         return torch.zeros_like(b)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.solve(gradients[0]), None
+        with torch.no_grad():
+            found = ctx.solve(gradients[0])
+        # The solve's matrix has parameters too: even a constant gradient would be derived wrongly.
+        return cast(Tensor, _WithoutDerivative.apply(found.requires_grad_(torch.is_grad_enabled()))), None
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    """A gradient that tells whoever derives it once more why that cannot be."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor) -> Tensor:
+        return found.view_as(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError(
+            "ReweightedCell has first derivatives only, and a Jacobian penalty derives them again. Train it with the "
+            "penalty's weight at 0: no step raises its energy, so it needs none. Or take another form."
+        )

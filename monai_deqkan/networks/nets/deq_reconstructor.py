@@ -147,8 +147,7 @@ class DEQReconstructor(Reconstructor):
     - ``"prox"`` (DE-Prox) and ``"grad"`` (DE-Grad): :class:`~monai_deqkan.networks.blocks.ProximalCell` and
       :class:`~monai_deqkan.networks.blocks.GradientCell`; without a certificate.
     - ``"reweighted"`` (DE-IRLS): :class:`~monai_deqkan.networks.blocks.ReweightedCell`, whose equilibria are the
-      stationary points of an explicit learned energy, which no step raises. It needs a prior with an energy:
-      ``"weakly_convex_ridge"``.
+      stationary points of an explicit learned energy, which no step raises. It needs a prior with an energy.
 
     A form without a certificate takes any prior, but need not converge: whether it did is told per sample by a
     :class:`~monai_deqkan.solvers.SolveRecorder`.
@@ -159,7 +158,8 @@ class DEQReconstructor(Reconstructor):
             kernels of size 7, six steps of the same functions), ``"dncnn"`` for a :class:`DnCNN` (with certified
             spectral normalization where the form needs it, else residual without one), ``"unet"`` for a
             :class:`UNetDenoiser`, ``"weakly_convex_ridge"`` for a :class:`WeaklyConvexRidgeDenoiser`, or a module on
-            two channels.
+            two channels. None takes ``"weakly_convex_ridge"`` for the form ``"reweighted"``, which needs an energy, and
+            ``"ridge"`` for the others.
         form: ``"contracting"``, ``"cg"``, ``"prox"``, ``"grad"`` or ``"reweighted"``.
         num_layers: number of layers of a prior given by name (residual blocks per level of a U-Net, gradient steps of
             the weakly convex one as a denoiser); by default that network's own.
@@ -195,7 +195,7 @@ class DEQReconstructor(Reconstructor):
     def __init__(
         self,
         spatial_dims: int,
-        prior: str | nn.Module | CertifiedMap = "ridge",
+        prior: str | nn.Module | CertifiedMap | None = None,
         *,
         form: str = "contracting",
         num_layers: int | None = None,
@@ -230,7 +230,7 @@ class DEQReconstructor(Reconstructor):
 
 def reconstruction_cell(
     spatial_dims: int,
-    prior: str | nn.Module | CertifiedMap,
+    prior: str | nn.Module | CertifiedMap | None,
     *,
     form: str,
     num_layers: int | None,
@@ -251,6 +251,8 @@ def reconstruction_cell(
     ):
         if value is not None and form not in forms:
             raise ValueError(f"The form {form!r} has no `{name}`; leave it out, or take one of {', '.join(forms)}.")
+    if prior is None:
+        prior = "weakly_convex_ridge" if form == "reweighted" else "ridge"
     chosen: Any = prior
     if isinstance(prior, str):
         certified = form == "contracting" or contraction is not None

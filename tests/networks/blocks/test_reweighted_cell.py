@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from monai_deqkan.losses import JacobianLoss
 from monai_deqkan.networks.blocks import Measurement, ReweightedCell
 from monai_deqkan.networks.layers import DEQLayer
-from monai_deqkan.networks.nets import DnCNN, WeaklyConvexRidgeDenoiser
+from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, WeaklyConvexRidgeDenoiser
 from monai_deqkan.operators import MRIOperator, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver
 
@@ -104,6 +105,15 @@ def test_maps_that_do_not_fit_make_the_energy_count_for_more():
         measurement.operator, measurement.back_projection, measurement.curvature, torch.tensor([0.5, 1.0]).double()
     )
     assert cell.weights(useless).tolist() == pytest.approx([5.0, 5.0])  # ten times at most
+
+
+def test_a_jacobian_penalty_says_that_it_cannot_be():
+    measurement, _, reference = scene((6, 7))
+    network = DEQReconstructor(2, form="reweighted", features=(4, 3)).double()
+    z = reference.requires_grad_()
+    penalty = JacobianLoss()(network.equilibrium.cell, z, (measurement, reference.detach()))
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        penalty.backward()
 
 
 def test_nothing_is_certified_and_wrong_priors_are_refused():
