@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.table import image_name
 from monai_deqkan.transforms import LoadMedicalImage
 from monai_deqkan.visualize.mask_outlines import draw_outlines
+from monai_deqkan.visualize.segmentation import class_color
 
 __all__ = ["MaskOverlayWriter"]
+
+_LEAST_SIZE = 256  # pixels that the longest axis of a volume is drawn with
 
 
 class MaskOverlayWriter:
@@ -26,20 +31,26 @@ class MaskOverlayWriter:
 
     Each image is read again from its file, so that the picture has its own pixels. Of a volume three slices are drawn
     through the middle of what was found, from the left: axial, coronal, sagittal; front or top is up, and the patient's
-    right is on the right.
+    right is on the right. Small volumes are enlarged.
 
     Args:
         output_dir: folder of the pictures; made where absent.
         dataset_dir: folder that image paths are written relative to.
         channels: number of channels of the images.
+        class_names: names of the classes, background first; two or more beside it are written below in their colors.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str], channels: int = 1
+        self,
+        output_dir: str | os.PathLike[str],
+        dataset_dir: str | os.PathLike[str],
+        channels: int = 1,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.folder = Path(output_dir) / "overlays"
         self.dataset_dir = Path(dataset_dir)
         self.channels = check_int("channels", channels)
+        self.class_names = tuple(class_names or ())
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose output has ``pred``, class indices in the geometry of the file."""
@@ -57,26 +68,54 @@ class MaskOverlayWriter:
                 if mask.ndim == 3
                 else _three_slices(image, mask)
             )
-            Image.fromarray(picture).save(target)
+            Image.fromarray(_with_legend(picture, self.class_names[1:])).save(target)
 
 
 def _three_slices(image: MetaTensor, mask: MetaTensor) -> NDArray[np.uint8]:
     """Draw the slices through the middle of the foreground, side by side, pixels square."""
     turn = Orientation(axcodes="RAS", labels=None)
     turned: Any = turn(image)
-    grey = turned.mean(0).numpy()
+    grey: NDArray[Any] = turned.mean(0).numpy()
     classes = np.asarray(turn(MetaTensor(mask.as_tensor().cpu().float(), affine=image.affine)))[0].astype(int)
     spacing = np.sqrt((np.asarray(turned.affine)[:3, :3] ** 2).sum(0))
     found = np.argwhere(classes > 0)
     center = found.mean(0).round().astype(int) if len(found) else np.array(classes.shape) // 2
     low, high = np.percentile(grey, (0.5, 99.5))
+    zoom = math.ceil(_LEAST_SIZE / max(np.array(classes.shape) * spacing / spacing.min()))
     panels = []
     for axis in (2, 1, 0):
-        picture = draw_outlines(
-            np.rot90(grey.take(center[axis], axis)), np.rot90(classes.take(center[axis], axis)), (low, high)
-        )
-        across, up = np.delete(spacing, axis) / spacing.min()
+        across, up = zoom * np.delete(spacing, axis) / spacing.min()
+        picture, mask = (np.rot90(volume.take(center[axis], axis)) for volume in (grey, classes))
         size = (round(picture.shape[1] * across), round(picture.shape[0] * up))
-        panels.append(np.asarray(Image.fromarray(picture).resize(size)))
+        panels.append(draw_outlines(_resized(picture, size), _resized(mask, size), (low, high)))
     height = max(panel.shape[0] for panel in panels)
     return np.concatenate([np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in panels], axis=1)
+
+
+def _resized(picture: Any, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Repeat pixels, or leave some out, up to a size (columns, rows)."""
+    resized = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(resized)
+
+
+def _with_legend(picture: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
+    """Write names below, the first in the color of class 1, as many in a line as there is room for."""
+    if len(names) < 2:  # one needs no telling apart, and the picture keeps the image's size
+        return picture
+    size = max(12, picture.shape[0] // 40)
+    font = ImageFont.load_default(size)
+    widths = [round(font.getlength(f"{name}  ")) for name in names]
+    places, x, y = [], size // 2, 0
+    for width in widths:
+        if x > size // 2 and x + width > picture.shape[1]:
+            x, y = size // 2, y + round(1.4 * size)
+        places.append((x, y))
+        x += width
+    canvas = Image.new(
+        "RGB", (max(picture.shape[1], size // 2 + max(widths)), picture.shape[0] + y + round(1.6 * size))
+    )
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, (x, y)) in enumerate(zip(names, places, strict=True), start=1):
+        draw.text((x, picture.shape[0] + y), name, fill=class_color(index), font=font)
+    return np.asarray(canvas)

@@ -76,7 +76,9 @@ def results_page(bundle: Path, data: Path) -> str:
     """Return the tables of results, as Markdown."""
     metrics = json.loads((bundle / "eval" / "metrics.json").read_text())
     lines = ["| score on val, at the network's size | mean |", "|---|---|"]
-    lines += [f"| {name.removeprefix('val_').replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
+    for name, value in metrics.items():
+        unit = " (pixels of the file)" if "hd95" in name or "distance" in name else ""  # X-rays without a spacing
+        lines.append(f"| {name.removeprefix('val_').replace('_', ' ')}{unit} | {value:.4f} |")
     dices = file_dices(bundle / "predictions", data / "val" / "masks")
     lines += ["", "| Dice of the masks that inference writes, at the size of the files | |", "|---|---|"]
     lines += [f"| mean of {len(dices)} images | {np.mean(dices):.4f} |", f"| lowest | {min(dices):.4f} |"]
