@@ -100,7 +100,10 @@ def interpret_segmenter(
         "images": probe.num_images,
         "dice": dice,
         "layers": [
-            _layer_numbers(name, layers[name], inputs, statistics.layers[name].outside)
+            {
+                **_layer_numbers(name, layers[name], inputs, statistics.layers[name].outside),
+                "positions_per_image": statistics.layers[name].count / probe.num_images,
+            }
             for name, inputs in samples.items()
         ],
         "layers_not_called": [name for name in layers if name not in samples],

@@ -82,6 +82,13 @@ def _add_overview(report: Report, numbers: Mapping[str, Any]) -> None:
             *kept,
         ]
     )
+    report.add_figure(
+        plot_layer_map(layers),
+        "Shows where the layers are: in the order of their calls, how many pixels (voxels) of an image each reads, and "
+        "its channels in and out. In a network shaped like a U the bars fall along the encoder and rise along the "
+        "decoder. Conclude: layers at the lowest bars see the most context, those at the outer ends the finest detail.",
+        "A bar per layer, its height the number of positions it reads",
+    )
     worst = max(layers, key=lambda row: row["outside_grid"])
     high = worst["outside_grid"] > 0.05
     advice = (
@@ -286,6 +293,24 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
         for row in rows
     ]
     report.add_table(["zero edges", "edges left", "Dice", "Dice lost"], table)
+
+
+def plot_layer_map(layers: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the layers in the order of their calls: positions read per image, and channels."""
+    figure, axes = new_figure(1, 1, 3.6)
+    panel = axes[0, 0]
+    style_axes(panel, "", "", "positions per image")
+    places, sizes = np.arange(len(layers)), [max(row["positions_per_image"], 1) for row in layers]
+    panel.bar(places, sizes, color=COLORS[0], width=0.75)
+    panel.set_yscale("log")
+    panel.set_ylim(0.5 * min(sizes), 12 * max(sizes))
+    for place, size, row in zip(places, sizes, layers, strict=True):
+        channels = f"{row['inputs']} → {row['outputs']}"
+        panel.annotate(
+            channels, (place, size), (0, 4), textcoords="offset points", rotation=90, fontsize=8, ha="center"
+        )
+    panel.set_xticks(places, [plain_text(row["layer"] or "the network") for row in layers], rotation=90, fontsize=8)
+    return figure
 
 
 def plot_layer_statistics(layers: Sequence[Mapping[str, Any]]) -> Figure:

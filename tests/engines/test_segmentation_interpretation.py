@@ -76,7 +76,7 @@ def test_page_and_numbers(tmp_path):
     assert "Research only; not for clinical use." in text
     assert numbers["intended_use"] == "Research only; not for clinical use."
     assert "Jane" not in text + json.dumps(numbers)
-    assert text.count("<figure>") == 4 + len(numbers["layers"])
+    assert text.count("<figure>") == 5 + len(numbers["layers"])
     assert text.count("<figcaption>Shows") == text.count("<figure>")
     assert text.count("Conclude: ") == text.count("<figure>") + 1  # the formulas are a table
     assert 'src="data:image/png;base64' in text

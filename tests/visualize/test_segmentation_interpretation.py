@@ -28,7 +28,15 @@ def numbers():
     ]
     return {
         **{"intended_use": "Research only; not for clinical use.", "network": "Net", "images": 3, "dice": 0.9},
-        "layers": [{**layer, "half_of_the_signal_in": 2, "outside_grid": 0.0625, "grid_range": [-3.0, 3.0]}],
+        "layers": [
+            {
+                **layer,
+                "half_of_the_signal_in": 2,
+                "outside_grid": 0.0625,
+                "grid_range": [-3.0, 3.0],
+                "positions_per_image": 64.0,
+            }
+        ],
         "layers_not_called": ["aux"],
         "functions": {"0": [function("sin", True), function("exp", False)]},
         "first_layer": {"layer": "0", "is_kan": True, "filters": [filter_row("edge"), filter_row("other", 0.3)]},
