@@ -145,9 +145,11 @@ def _find_model(name: str | Path) -> tuple[Path, Path]:
     root = _bundle_of(path) if path.is_file() and path.suffix == ".pt" else path
     config = root / "configs" / "inference.json"
     if not config.is_file():
+        weights = path / "model.pt"
+        hint = f" Name the file {str(weights)!r} in it." if weights.is_file() else did_you_mean(name, RIVALS)
         raise ValueError(
-            f"`methods` may name {', '.join(RIVALS)}, a bundle's folder or its models/model.pt; got {str(name)!r}, "
-            f"where there is no configs/inference.json.{did_you_mean(name, RIVALS)}"
+            f"`methods` may name {', '.join(RIVALS)}, a bundle's folder or a model.pt in its models; got "
+            f"{str(name)!r}, where there is no configs/inference.json.{hint}"
         )
     return root, path if path.is_file() else root / "models" / "model.pt"
 
