@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from evaluate_brain_mri_bundle import (
-    FINAL,
     HEAD,
     HEART,
     HEART_ONE_COIL_VALIDATION,
@@ -19,6 +18,7 @@ from evaluate_brain_mri_bundle import (
     KNEE,
     LABELS,
     VALIDATION,
+    WRAPPED,
     WRAPPED_TWO_SETS,
     Method,
     case_of,
@@ -47,7 +47,7 @@ VALIDATION_EXAMPLES = {
     "example_heart": (HEART_VALIDATION, "equispaced", 8.0, 2),
 }
 EXACT = 1e-5  # residual down to which solves are drawn
-LONGEST = 40  # evaluations
+LONGEST = 30  # evaluations
 
 
 def draw_examples(
@@ -94,8 +94,8 @@ def draw_examples(
 def draw_residuals(
     folder: Path, out: Path, methods: Sequence[Method], *, validate: bool, max_cases: int | None = None
 ) -> list[Path]:
-    """Draw residual against evaluations of each network: first slices, each way of undersampling, one map set."""
-    sets = [data for data in (VALIDATION if validate else FINAL) if data.num_map_sets == 1]
+    """Draw residual against evaluations of each network: first slices of the smaller scans, in all ways."""
+    sets = VALIDATION if validate else (HEAD, HEART, WRAPPED)
     cases = [
         case_of(folder, data, scenario, data.slices(folder)[0])
         for data in sets
@@ -112,7 +112,8 @@ def draw_residuals(
                 SolveRecorder() as recorder,
             ):
                 method.run(case.kspace, case.mask, case.maps)
-            found = recorder.records[0].stats.history[:, 0]
+            solve = next(record for record in recorder.records if record.kind == "forward")
+            found = solve.stats.history[:, 0]
             histories.append(found[found.isfinite()].cpu())
         figure = plot_residuals(histories, rtol=1e-3, title=f"Residual against evaluations: {LABELS[method.name]}")
         written.append(save_small(figure, out / f"residuals_{method.name}.png"))

@@ -37,6 +37,7 @@ __all__ = [
     "KNEE",
     "LABELS",
     "VALIDATION",
+    "WRAPPED",
     "WRAPPED_TWO_SETS",
     "DataSet",
     "Method",

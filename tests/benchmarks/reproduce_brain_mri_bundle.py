@@ -287,6 +287,8 @@ def _call(script: Path, *words: Any) -> None:
 
 def publish(run: Run) -> None:
     """Put models, manifest, pictures and tables, as far as they have been made, into the bundle of this checkout."""
+    if not (run.scores / "evaluation.json").is_file():
+        raise SystemExit("Nothing was published: the stage `evaluate` has not been run in this folder. Run it first.")
     target = bundle_folder(NAME)
     copied = {
         f"{folder}/{name}": run.bundle / folder / name for folder in FOLDERS for name in ("model.pt", "model.json")
