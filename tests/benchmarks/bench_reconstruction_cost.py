@@ -1,6 +1,6 @@
 """What equilibrium reconstruction costs: memory of training, time of a slice, memory of a volume. Run by hand:
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py training
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py training [--form reweighted --shape 48 48]
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py slice [--weights model.pt]
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_reconstruction_cost.py volume [--form contracting --prior ridge]
 
@@ -45,7 +45,7 @@ PRIORS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("training", "slice", "volume"))
-    parser.add_argument("--form", choices=tuple(PRIORS), default="cg")
+    parser.add_argument("--form", choices=tuple(PRIORS), help="cg by default; of `training` all forms")
     parser.add_argument("--prior", choices=("ridge", "dncnn", "unet", "weakly_convex_ridge"), default="unet")
     parser.add_argument("--shape", type=int, nargs="+", help="another number of pixels along each axis")
     parser.add_argument("--coils", type=int, default=8)
@@ -70,7 +70,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     print("| form, prior | MiB at 30 | at 50 | ratio | unrolled, 30 | 50 | ratio |\n|---|---|---|---|---|---|---|")
     for form, priors in PRIORS.items():
-        for prior in priors:
+        for prior in priors if options.form in (None, form) else ():
             peaks = []
             for build in (equilibrium, unrolled):
                 for steps in (30, 50):
@@ -107,7 +107,8 @@ def inference(options: argparse.Namespace) -> dict[str, Any]:
     is_volume = options.what == "volume"
     shape = options.shape or ((256, 256, 32) if is_volume else (320, 320))
     solver = AndersonSolver(rtol=1e-3, max_iter=options.max_iter, on_failure="ignore")
-    network = DEQReconstructor(len(shape), options.prior, form=options.form, solver=solver).eval()
+    form = options.form or "cg"
+    network = DEQReconstructor(len(shape), options.prior, form=form, solver=solver).eval()
     if options.weights is not None:
         state = torch.load(options.weights, weights_only=True, map_location="cpu")
         network.load_state_dict(state.get("model", state))
@@ -122,7 +123,7 @@ def inference(options: argparse.Namespace) -> dict[str, Any]:
         evaluations += recorder.evaluations("forward").tolist()
         residuals += recorder.relative_residual("forward").tolist()
     print(
-        f"{options.form}, {options.prior}, {' x '.join(map(str, shape))}, {options.coils} coils, "
+        f"{form}, {options.prior}, {' x '.join(map(str, shape))}, {options.coils} coils, "
         f"{'random weights' if options.weights is None else options.weights.name}: "
         f"{sorted(times)[len(times) // 2]:.1f} s ({min(times):.1f}-{max(times):.1f}) of one core, {max(evaluations)} "
         f"evaluations to a relative residual of {max(residuals):.1e}; peak memory {peak_rss_gib():.2f} GiB, of which "
