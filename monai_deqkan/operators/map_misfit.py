@@ -18,15 +18,16 @@ def map_misfit(
     *,
     max_center_lines: int = 24,
     spatial_dims: int = 2,
+    windowed: bool = True,
 ) -> Tensor:
     r"""Return the share of the low-frequency coil images' power that the maps do not explain.
 
     .. math:: m = \frac{\sum_r \|x(r) - P(r)\, x(r)\|^2}{\sum_r \|x(r)\|^2}
 
-    with the coil images :math:`x` of the windowed centre of k-space and the projection :math:`P` on the maps at a
-    pixel. It grows where maps are wrong (few central lines, an image that folds over) and with noise; a single coil
-    with a map that is nowhere zero has none; nor have the maps of :func:`estimate_sensitivity_maps`, which are these
-    very images, scaled.
+    with the coil images :math:`x` of the centre of k-space and the projection :math:`P` on the maps at a pixel. It
+    grows where maps are wrong (few central lines, an image that folds over) and with noise; a single coil with a map
+    that is nowhere zero has none. With a window, nor have the maps of :func:`estimate_sensitivity_maps`, which are
+    these very images, scaled: their faults show without one.
 
     Args:
         kspace: complex, ``(B, K, *space)``.
@@ -35,6 +36,7 @@ def map_misfit(
         mask: see :func:`estimate_sensitivity_maps`.
         max_center_lines: see :func:`estimate_sensitivity_maps`.
         spatial_dims: number of spatial axes, 2 or 3.
+        windowed: whether a cosine window lessens the outer lines of the centre.
 
     Returns:
         Dimensionless, in ``[0, 1]``, ``(B,)``; zero for samples of zeros.
@@ -48,7 +50,9 @@ def map_misfit(
         >>> bool(map_misfit(kspace, espirit_maps(kspace)) < 0.01)
         True
     """
-    images = low_frequency_images(kspace, mask, max_center_lines=max_center_lines, spatial_dims=spatial_dims)
+    images = low_frequency_images(
+        kspace, mask, max_center_lines=max_center_lines, spatial_dims=spatial_dims, windowed=windowed
+    )
     maps = check_tensor("sensitivity_maps", sensitivity_maps)
     sets = maps if maps.ndim == kspace.ndim + 1 else maps.unsqueeze(1)
     check_shape("sensitivity_maps", sets, ("B or 1", "M", *kspace.shape[1:]))

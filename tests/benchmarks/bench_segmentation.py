@@ -60,8 +60,14 @@ SETS: dict[str, tuple[int, tuple[int, ...], int | None]] = {
 
 
 def _kanunet(channels: int, classes: int, **settings: Any) -> nn.Module:
-    cheap: dict[str, Any] = {"features": (8, 16, 32, 48, 64), "stem_stride": 2, "up": "transposed"}
-    return KANUNet(2, channels, classes, **{**cheap, **settings})
+    cheap: dict[str, Any] = {"features": (8, 16, 32, 64, 80), "grid_size": 3, "spline_order": 2}
+    return KANUNet(2, channels, classes, **{**cheap, "stem_stride": 2, "up": "transposed", **settings})
+
+
+def _fine(channels: int, classes: int, **settings: Any) -> nn.Module:
+    """Return the KANUNet with the layers' default grid, and fewer channels for as many parameters."""
+    usual: dict[str, Any] = {"features": (8, 16, 32, 48, 64), "grid_size": 5, "spline_order": 3}
+    return _kanunet(channels, classes, **{**usual, **settings})
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -80,14 +86,12 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 # Forms of the same that were tried on folds, and not taken.
 VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
     "hybrid_batch_norm": lambda channels, classes: HybridKANUNet(2, channels, classes, norm="batch", act="relu"),
-    "kanunet_full_size": lambda channels, classes: _kanunet(channels, classes, stem_stride=1),
-    "kanunet_dropout": lambda channels, classes: _kanunet(channels, classes, dropout=0.1),
-    "kanunet_coarse_grid": lambda channels, classes: _kanunet(
-        channels, classes, features=(8, 16, 32, 64, 80), grid_size=3, spline_order=2
-    ),
-    "kanunet_group_norm": lambda channels, classes: _kanunet(channels, classes, norm=("group", {"num_groups": 4})),
-    "kanunet_init_0.02": lambda channels, classes: _kanunet(channels, classes, init_scale=0.02),
-    "kanunet_four_levels": lambda channels, classes: _kanunet(channels, classes, features=(12, 24, 40, 64)),
+    "kanunet_full_size": lambda channels, classes: _fine(channels, classes, stem_stride=1),
+    "kanunet_dropout": lambda channels, classes: _fine(channels, classes, dropout=0.1),
+    "kanunet_fine_grid": lambda channels, classes: _fine(channels, classes),
+    "kanunet_group_norm": lambda channels, classes: _fine(channels, classes, norm=("group", {"num_groups": 4})),
+    "kanunet_init_0.02": lambda channels, classes: _fine(channels, classes, init_scale=0.02),
+    "kanunet_four_levels": lambda channels, classes: _fine(channels, classes, features=(12, 24, 40, 64)),
 }
 SIZE = 128
 WARM_UP = 30

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from monai_deqkan.operators import MRIOperator, espirit_maps, map_misfit, smooth_coil_maps
+from monai_deqkan.operators import MRIOperator, espirit_maps, estimate_sensitivity_maps, map_misfit, smooth_coil_maps
 
 
 def test_misfit_of_maps():
@@ -15,6 +15,10 @@ def test_misfit_of_maps():
     assert float(map_misfit(kspace[:, :1], torch.ones(1, 1, 32, 24, dtype=torch.complex64))) < 1e-12
     full = torch.ones(1, 1, 1, 24)
     assert map_misfit(0 * kspace, maps[None], full).tolist() == [0.0]
+    lines = {"mask": full, "max_center_lines": 8}
+    made_of_them = estimate_sensitivity_maps(kspace, **lines)
+    assert float(map_misfit(kspace, made_of_them, **lines)) < 1e-9
+    assert float(map_misfit(kspace, made_of_them, windowed=False, **lines)) > 0.005
     two = espirit_maps(kspace, num_sets=2)
     assert float(map_misfit(kspace, two)) < float(map_misfit(kspace, two[:, 0])) + 1e-6
     with pytest.raises(ValueError, match="sensitivity_maps"):

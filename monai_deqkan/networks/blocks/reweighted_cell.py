@@ -60,9 +60,7 @@ class ReweightedCell(nn.Module):
     (The residual of a solve is that of such a step, with conjugate gradients that end early.)
 
     The weight follows how far the coil maps can be trusted: with the share :math:`m` of the low-frequency coil images'
-    power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil, and by construction
-    for maps of :func:`~monai_deqkan.operators.estimate_sensitivity_maps`, which are made of these very images: take
-    ESPIRiT's),
+    power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil),
 
     .. math:: \lambda = \lambda_0 \big(1 + \min(m^2 / m_0^2,\, 9)\big), \qquad \lambda_0, m_0 > 0 \text{ learned.}
 

@@ -10,7 +10,14 @@ from monai_deqkan.networks import certify
 from monai_deqkan.networks.layers import remove_spectral_norm
 from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, SensitivityNet
 from monai_deqkan.networks.nets.deq_reconstructor import _joined
-from monai_deqkan.operators import equispaced_mask, espirit_maps, simulate_kspace, smooth_coil_maps
+from monai_deqkan.operators import (
+    equispaced_mask,
+    espirit_maps,
+    estimate_sensitivity_maps,
+    map_misfit,
+    simulate_kspace,
+    smooth_coil_maps,
+)
 from monai_deqkan.solvers import AndersonSolver, SolveRecorder
 from monai_deqkan.variational import cg_sense
 
@@ -418,6 +425,19 @@ def test_weight_and_noise_level_are_where_the_cell_starts_and_refused_where_it_h
         DEQReconstructor(2, "weakly_convex_ridge", form="reweighted", noise_level=0.1)
     with pytest.raises(TypeError, match="energy"):
         DEQReconstructor(2, "unet", form="reweighted")
+
+
+def test_reweighted_form_sees_the_faults_of_maps_made_of_the_centre_itself():
+    kspace, mask, maps, _ = scene((24, 20))
+    network = small(2, prior="weakly_convex_ridge", form="reweighted", num_layers=None, features=(4, 3))
+    made_of_it = estimate_sensitivity_maps(kspace, mask)
+    assert float(map_misfit(kspace, made_of_it, mask).max()) < 1e-6
+    found = network._misfit(kspace, mask, made_of_it)
+    torch.testing.assert_close(found, map_misfit(kspace, made_of_it, mask, windowed=False), rtol=1e-3, atol=1e-6)
+    assert float(found.min()) > 1e-3
+    # Of other maps the windowed centre decides.
+    wrong = maps.flip(1)
+    torch.testing.assert_close(network._misfit(kspace, mask, wrong), map_misfit(kspace, wrong, mask))
 
 
 def test_reweighted_form_takes_scales_masks_without_centre_volumes_and_map_sets():
