@@ -14,7 +14,17 @@ from monai_deqkan._checks import check_choice, check_empty_folder
 __all__ = ["bundle_folder", "bundle_metadata", "bundle_names", "copy_bundle"]
 
 # What a bundle is; checkpoints, logs and results of runs in a checkout are not.
-_PARTS = ("configs", "docs", "LICENSE", "models/model.pt", "models/model.json", "models/training_images.csv")
+_PARTS = (
+    "configs",
+    "docs",
+    "LICENSE",
+    "models/model.pt",
+    "models/model.json",
+    "models/training_images.csv",
+    "models/spread_calibration.json",
+    "models/certified/model.pt",
+    "models/certified/model.json",
+)
 
 
 def bundle_names() -> list[str]:
@@ -82,7 +92,7 @@ def copy_bundle(name: str, folder: str | Path) -> Path:
             if (source / part).is_dir():
                 shutil.copytree(source / part, draft / part, ignore=shutil.ignore_patterns("__pycache__"))
             elif (source / part).is_file():
-                (draft / part).parent.mkdir(exist_ok=True)
+                (draft / part).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source / part, draft / part)
         if target.exists():
             target.rmdir()

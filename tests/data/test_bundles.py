@@ -65,6 +65,19 @@ def test_copy_leaves_out_what_runs_made(only_one: Path) -> None:
     assert [path.name for path in (only_one / "new").iterdir()] == ["copy"]
 
 
+def test_all_that_was_published_is_copied(tmp_path: Path) -> None:
+    for name in bundle_names():
+        published = {"model.pt", "model.json", "training_images.csv", "spread_calibration.json"}
+        models = REPOSITORY / "bundles" / name / "models"
+        # By name and place: a checkout that was trained in holds more.
+        there = {
+            f"models/{path.relative_to(models).as_posix()}"
+            for path in [*models.glob("*"), *models.glob("certified/*")]
+            if path.name in published
+        }
+        assert {part for part in contents(copy_bundle(name, tmp_path / name)) if part.startswith("models/")} == there
+
+
 def test_copy_into_an_empty_folder(only_one: Path) -> None:
     (only_one / "empty").mkdir()
     assert "LICENSE" in contents(copy_bundle("one", only_one / "empty"))

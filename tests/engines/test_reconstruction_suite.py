@@ -245,7 +245,7 @@ def test_a_model_in_a_folder_of_models_is_built_by_its_own_settings(folder, tmp_
     torch.manual_seed(0)
     network = DEQReconstructor(2, **settings, num_cg_steps=2, solver=("anderson", {"rtol": 1e-2}))
     weights = root / "models" / "certified" / "model.pt"
-    weights.parent.mkdir(parents=True)
+    weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), weights)
     task = {"sampling": {}, "network": {**settings, "num_cg_steps": 2, "rtol": 1e-2, "max_iter": 50}}
     weights.with_name("model.json").write_text(json.dumps(task))
