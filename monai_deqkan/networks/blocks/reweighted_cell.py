@@ -168,7 +168,14 @@ class ReweightedCell(nn.Module):
             fixed = [kernel.detach() for kernel in kernels], [weight.detach() for weight in weights]
             left = target - system(image, kernels, weights)
             return image + cast(
-                Tensor, _Solved.apply(left, lambda b: self._solve(lambda u: system(u, *fixed), b, precise=True))
+                Tensor,
+                _Solved.apply(
+                    left,
+                    lambda b: self._solve(lambda u: system(u, *fixed), b, precise=True),
+                    weight,
+                    *kernels,
+                    *weights,
+                ),
             )
 
     def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor, *, precise: bool = False) -> Tensor:
@@ -214,27 +221,45 @@ class ReweightedCell(nn.Module):
 
 
 class _Solved(torch.autograd.Function):
-    """Zero, with the gradient of ``M^-1 b`` for a self-adjoint matrix."""
+    """Zero, with the gradient of ``M^-1 b`` for a self-adjoint matrix, which is made of some tensors."""
 
     @staticmethod
-    def forward(ctx: Any, b: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, b: Tensor, solve: Callable[[Tensor], Tensor], *made_of: Tensor) -> Tensor:
         ctx.solve = solve
+        ctx.save_for_backward(*made_of)
         return torch.zeros_like(b)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        made_of = ctx.saved_tensors
+        marks = [_WithoutDerivative.apply(tensor) for tensor in made_of] if torch.is_grad_enabled() else []
+        found = cast(Tensor, _SolvedFor.apply(gradients[0], ctx.solve, *marks))
+        return found, None, *[None] * len(made_of)
+
+
+class _SolvedFor(torch.autograd.Function):
+    """``M^-1 b``, to be derived by ``b``; what the matrix is made of gets zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, b: Tensor, solve: Callable[[Tensor], Tensor], *made_of: Tensor) -> Tensor:
+        ctx.solve = solve
+        ctx.save_for_backward(*made_of)
+        with torch.no_grad():
+            return solve(b)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             found = ctx.solve(gradients[0])
-        # The solve's matrix has parameters too: even a constant gradient would be derived wrongly.
-        return cast(Tensor, _WithoutDerivative.apply(found.requires_grad_(torch.is_grad_enabled()))), None
+        return found, None, *[torch.zeros_like(tensor) for tensor in ctx.saved_tensors]
 
 
 class _WithoutDerivative(torch.autograd.Function):
-    """A gradient that tells whoever derives it once more why that cannot be."""
+    """A tensor by which nothing can be derived: who tries is told why."""
 
     @staticmethod
-    def forward(ctx: Any, found: Tensor) -> Tensor:
-        return found.view_as(found)
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:

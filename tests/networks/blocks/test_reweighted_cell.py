@@ -110,10 +110,24 @@ def test_maps_that_do_not_fit_make_the_energy_count_for_more():
 def test_a_jacobian_penalty_says_that_it_cannot_be():
     measurement, _, reference = scene((6, 7))
     network = DEQReconstructor(2, form="reweighted", features=(4, 3)).double()
-    z = reference.requires_grad_()
-    penalty = JacobianLoss()(network.equilibrium.cell, z, (measurement, reference.detach()))
+    penalty = JacobianLoss()(network.equilibrium.cell, reference.requires_grad_(), (measurement, reference.detach()))
     with pytest.raises(NotImplementedError, match="first derivatives only"):
-        penalty.backward()
+        penalty.backward(retain_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        torch.autograd.grad(penalty, list(network.parameters()), allow_unused=True)
+
+
+def test_products_with_the_jacobian_from_both_sides():
+    measurement, _, reference = scene((4, 3), batch=1)
+    cell = build()
+    z = reference.requires_grad_()
+    image = cell(z, (measurement, z.detach()))
+    jacobian = torch.autograd.functional.jacobian(lambda u: cell(u, (measurement, z.detach())), z).view(24, 24)
+    u = torch.zeros_like(image).requires_grad_()
+    (back,) = torch.autograd.grad(image, z, u, create_graph=True)  # J^T u, linear in u: its derivative gives J v
+    v = torch.randn_like(z)
+    (forward,) = torch.autograd.grad(back, u, v)
+    torch.testing.assert_close(forward.flatten(), jacobian @ v.flatten(), rtol=1e-5, atol=1e-7)
 
 
 def test_nothing_is_certified_and_wrong_priors_are_refused():
