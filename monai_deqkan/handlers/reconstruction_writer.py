@@ -56,7 +56,8 @@ class ReconstructionWriter:
     from several folders outside ``dataset_dir`` get numbers: ``a.h5``, ``a_2.h5``. Nothing is overwritten.
 
     The table has one line per slice: file, slice, and of its solve ``evaluations``, ``relative_residual`` and
-    ``status``. With ``network`` also ``certified_factor`` and ``error_bound``: how far the image is from the
+    ``status``. A sample marked ``broken`` (:class:`~monai_deqkan.transforms.LoadKspaceSliced`) has a line with that
+    status, and no image. With ``network`` also ``certified_factor`` and ``error_bound``: how far the image is from the
     equilibrium at most, relative to its root mean square. It is proven (see
     :class:`~monai_deqkan.networks.EquilibriumError`), and empty for a network without a certificate. With
     ``estimate_error`` also ``estimated_error``: the same quantity estimated, which is not proven. ``unlike_training``
@@ -146,6 +147,12 @@ class ReconstructionWriter:
                 self._flush()
                 self._targets[source] = self._new_target(source)
                 self._source = source
+            target = self._targets[source]
+            written = target if "h5" in self.formats else target.with_suffix(".nii.gz")
+            name = written.relative_to(self.output_dir).as_posix()
+            if sample.get("broken"):
+                rows.append([name, index, *("broken" if column == "status" else "" for column in _COLUMNS)])
+                continue
             pred = torch.as_tensor(output["pred"]).detach().float()
             magnitude = torch.linalg.vector_norm(pred[:2], dim=0)
             images = [(part * float(sample["scale"])).cpu().numpy() for part in (magnitude, *pred[2:3])]
@@ -153,10 +160,7 @@ class ReconstructionWriter:
             self._slices.append(_Slice(index, images[0], images[1] if len(images) > 1 else None, solve))
             scale = [float(value) for value in sample.get("pixel_scale", (1.0, 1.0))]
             self._pixel_scale = (scale[0], scale[1])
-            target = self._targets[source]
-            written = target if "h5" in self.formats else target.with_suffix(".nii.gz")
-            shown = [_shown(name, solve.get(name, "")) for name in _COLUMNS]
-            rows.append([written.relative_to(self.output_dir).as_posix(), index, *shown])
+            rows.append([name, index, *(_shown(column, solve.get(column, "")) for column in _COLUMNS)])
         with self.table.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
 

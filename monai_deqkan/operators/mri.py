@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_deqkan._checks import check_finite, check_spatial_dims, check_tensor
-from monai_deqkan.operators.base import LinearOperator
+from monai_deqkan.operators.base import LinearOperator, take_rows
 from monai_deqkan.operators.coils import CoilOperator, combine_coils, spread_to_coils
 from monai_deqkan.operators.fourier import centering_weights
 from monai_deqkan.operators.sampling import SamplingOperator, infer_mask
@@ -75,6 +75,7 @@ class MRIOperator(LinearOperator):
             )
         space = torch.broadcast_shapes(mask.shape[2:], tuple(rest[1:]))
         self._made_weights = centering_weights(space, sensitivity_maps.dtype, sensitivity_maps.device)
+        self._diagonals: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_kspace(
@@ -173,7 +174,38 @@ class MRIOperator(LinearOperator):
         """Return the operator of some samples of the batch."""
         part = copy(self)
         part._sampling, part._coils = self._sampling.take(rows), self._coils.take(rows)
+        if self._diagonals is not None:
+            pixels, frequencies = self._diagonals
+            part._diagonals = take_rows(pixels, rows), take_rows(frequencies, rows)
         return part
+
+    def normal_diagonals(self) -> tuple[Tensor, Tensor]:
+        r"""Return the diagonals of :math:`A^H A` among pixels and among frequencies.
+
+        The one among frequencies, in the order of ``torch.fft``, is that of :math:`F A^H A F^H` with the plain
+        orthonormal transform. Preconditioners are made of them. Found on the first call, then kept.
+
+        Returns:
+            Two real tensors ``(B or 1, *space)``, or ``(B or 1, M, *space)`` with map sets; at least zero.
+        """
+        if self._diagonals is None:
+            self._diagonals = self._found_diagonals()
+        return self._diagonals
+
+    def _found_diagonals(self) -> tuple[Tensor, Tensor]:
+        sets, space = self._coils.sets, self._made_weights[0].shape
+        mask = torch.fft.ifftshift(self.mask.to(sets.real.dtype).expand(*self.mask.shape[:2], *space), dim=self._axes)
+        pixels = frequencies = sets.real.new_zeros(())
+        for coil in range(sets.shape[2]):  # one at a time: little memory
+            maps = sets[:, :, coil].expand(*sets.shape[:2], *space)
+            kept = _of_coils(mask, slice(coil, coil + 1))
+            pixels = pixels + maps.abs().square() * kept.mean(dim=self._axes, keepdim=True)
+            # How much of a frequency's power a coil moves to each other one, summed over those that are measured.
+            power = (torch.fft.fftn(maps, dim=self._axes).abs() / math.prod(space)).square()
+            spectra = torch.fft.fftn(kept, dim=self._axes) * torch.fft.fftn(power, dim=self._axes).conj()
+            frequencies = frequencies + torch.fft.ifftn(spectra, dim=self._axes).real
+        frequencies = frequencies.clamp_min(0.0)
+        return (pixels, frequencies) if self.has_sets else (pixels.squeeze(1), frequencies.squeeze(1))
 
     def _image(self, x: Tensor) -> Tensor:
         """Return an image that was checked, with an axis of map sets."""

@@ -29,6 +29,7 @@ def run(
     layer=None,
     spread=None,
     kspace=None,
+    broken=(),
     **settings,
 ):
     """Write ``[(file, slice, value)]`` as constant complex images ``3 v + 4 v i``, each in unit 1 / 2."""
@@ -40,7 +41,9 @@ def run(
         batch = batches[index]
         more = {} if pixel_scale is None else {"pixel_scale": pixel_scale}
         more |= {} if kspace is None else {"kspace": kspace}
-        engine.state.batch = [{"source": str(file), "slice": i, "scale": 2.0, **more} for file, i, _ in batch]
+        engine.state.batch = [
+            {"source": str(file), "slice": i, "scale": 2.0, "broken": i in broken, **more} for file, i, _ in batch
+        ]
         if solve:
             layer(torch.ones(len(batch), 1))
         return [{"pred": channels.expand(-1, *size) * value} for _, _, value in batch]
@@ -74,6 +77,17 @@ def test_volumes_in_order_and_in_the_unit_of_the_file(tmp_path, batch_size):
     # 2 ** -(k - 1) / (2 - 2 ** -(k - 1)) <= 1e-3 first at k = 10.
     assert {(row["evaluations"], row["status"]) for row in rows} == {("10", "converged")}
     assert all(float(row["relative_residual"]) <= 1e-3 for row in rows)
+
+
+def test_a_broken_slice_is_left_out_and_said_to_be_broken(tmp_path):
+    a, b = tmp_path / "in" / "a.h5", tmp_path / "in" / "b.h5"
+    rows = run(tmp_path, [(a, 0, 1.0), (a, 1, 2.0), (a, 2, 3.0), (b, 1, 1.0)], 2, broken=(1,))
+    images, slices = volume(tmp_path / "out" / "a.h5")
+    assert slices == [0, 2]
+    assert np.allclose(images, 10 * np.array([1, 3]).reshape(2, 1, 1))
+    assert not (tmp_path / "out" / "b.h5").exists()  # nothing of it is left
+    assert [row["status"] for row in rows] == ["converged", "broken", "converged", "broken"]
+    assert rows[1]["relative_residual"] == ""
 
 
 def test_a_reconstruction_of_simulated_data_says_so(tmp_path):

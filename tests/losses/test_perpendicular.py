@@ -88,6 +88,12 @@ def test_descent_reaches_a_target_of_opposite_phase():
     assert loss.item() < 0.1
 
 
+def test_bfloat16_channels_are_taken_as_float32():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 1, 2, 5).bfloat16()
+    torch.testing.assert_close(PerpendicularLoss()(x, y), PerpendicularLoss()(x.float(), y.float()))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -1,3 +1,4 @@
+import math
 import weakref
 
 import numpy as np
@@ -186,6 +187,28 @@ def test_mri_operator_is_the_matrix_product():
     full = MRIOperator(torch.ones(1, 1, 1, 4), maps)
     columns = full(torch.eye(12, dtype=torch.complex128).reshape(12, 3, 4)).reshape(12, -1).T
     torch.testing.assert_close(torch.linalg.matrix_norm(columns, 2), full.norm_bound[0])
+
+
+@pytest.mark.parametrize("sets", [None, 2])
+@pytest.mark.parametrize("space", [(6, 7), (4, 3, 5)])
+def test_diagonals_are_those_of_the_matrix_among_pixels_and_frequencies(space, sets):
+    lead, axes, number = (sets,) if sets else (), tuple(range(-len(space), 0)), math.prod(space)
+    operator = MRIOperator(
+        random_bool(2, 3, *space), randn(1, *lead, 3, *space), spatial_dims=len(space)
+    )  # a mask of each coil, shared maps
+    units = torch.eye(number, dtype=torch.complex128).view(number, *space)
+    for index, waves in enumerate((units, torch.fft.ifftn(units, dim=axes, norm="ortho"))):
+        found = operator.normal_diagonals()[index]
+        assert found.shape == (2, *lead, *space)
+        for row in range(2):
+            one = operator.take(torch.tensor([row]))
+            torch.testing.assert_close(one.normal_diagonals()[index][0], found[row])
+            for place in np.ndindex(*lead):
+                images = torch.zeros(number, *lead, *space, dtype=torch.complex128)
+                images[(slice(None), *place)] = waves
+                back = torch.cat([one.normal(image.unsqueeze(0)) for image in images])[(slice(None), *place)]
+                expected = (waves.conj() * back).flatten(1).sum(dim=1).real.view(space)
+                torch.testing.assert_close(found[(row, *place)], expected)
 
 
 def test_norm_bound_is_per_sample_and_one_for_normalized_maps():

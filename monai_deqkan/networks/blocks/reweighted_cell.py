@@ -13,7 +13,9 @@ from monai_deqkan._checks import check_int, check_range
 from monai_deqkan._complex import channels_to_complex, complex_to_channels
 from monai_deqkan.networks.blocks.data_consistency import Measurement
 from monai_deqkan.networks.blocks.deq_cell import ContractionBound
+from monai_deqkan.networks.blocks.preconditioner import Preconditioner
 from monai_deqkan.networks.layers.positive import positive, raw_of_positive
+from monai_deqkan.operators import MRIOperator
 from monai_deqkan.solvers import ConjugateGradientSolver
 
 __all__ = ["EnergyPrior", "ReweightedCell"]
@@ -37,6 +39,12 @@ class EnergyPrior(Protocol):
     def curvature(self, image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Apply the self-adjoint positive semidefinite matrix of that bound to an image ``(B, 2, *space)``."""
 
+    def diagonals(self, image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return about the diagonals of that matrix among pixels and among frequencies, ``(B, *space)`` each.
+
+        They precondition the solves: the better they are, the fewer steps. Ones will do.
+        """
+
     def energy(self, image: Tensor) -> Tensor:
         """Return the energy of each image, ``(B,)``."""
 
@@ -57,7 +65,8 @@ class ReweightedCell(nn.Module):
     such as Anderson's, has no such promise.) The energy may have several stationary points; the one that is found
     depends on the start, see :meth:`initial_state`.
 
-    (The residual of a solve is that of such a step, with conjugate gradients that end early.)
+    (The residual of a solve is that of such a step, with conjugate gradients that end early, preconditioned by
+    :class:`~monai_deqkan.networks.blocks.preconditioner.Preconditioner`.)
 
     The weight follows how far the coil maps can be trusted: with the share :math:`m` of the low-frequency coil images'
     power that they do not explain (:func:`~monai_deqkan.operators.map_misfit`; zero for one coil),
@@ -68,8 +77,9 @@ class ReweightedCell(nn.Module):
         prior: the energy, such as a :class:`~monai_deqkan.networks.nets.WeaklyConvexRidgeDenoiser`.
         weight: :math:`\lambda_0` to start from, dimensionless.
         unit_misfit: :math:`m_0` to start from, dimensionless.
-        cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for: the
-            fixed points are the same for any. Gradients, which exist once, take its square.
+        cg_rtol: relative tolerance of the conjugate gradients, against the change that they start to look for, in the
+            variables of their preconditioner: the fixed points are the same for any. Gradients, which exist once, take
+            its square.
         cg_max_iter: most iterations of the conjugate gradients; five times as many for gradients. More of them make
             fewer evaluations of the step.
 
@@ -93,7 +103,7 @@ class ReweightedCell(nn.Module):
         *,
         unit_misfit: float = 0.01,
         cg_rtol: float = 0.01,
-        cg_max_iter: int = 20,
+        cg_max_iter: int = 16,
     ) -> None:
         super().__init__()
         if not isinstance(prior, EnergyPrior):
@@ -159,8 +169,9 @@ class ReweightedCell(nn.Module):
 
             target = complex_to_channels(measurement.back_projection) / scale
             with torch.no_grad():
-                change = self._solve(lambda u: system(u, kernels, weights), target - system(z, kernels, weights))
-                image = z + change
+                variables = self._preconditioner(z, measurement, weight, kernels, weights)
+                left = target - system(z, kernels, weights)
+                image = z + self._solve(lambda u: system(u, kernels, weights), left, variables)
             if not torch.is_grad_enabled():
                 return image
             # The gradient of the solution: what is left of the equation at it is zero, and its derivative by all that
@@ -171,17 +182,32 @@ class ReweightedCell(nn.Module):
                 Tensor,
                 _Solved.apply(
                     left,
-                    lambda b: self._solve(lambda u: system(u, *fixed), b, precise=True),
+                    lambda b: self._solve(lambda u: system(u, *fixed), b, variables, precise=True),
                     weight,
                     *kernels,
                     *weights,
                 ),
             )
 
-    def _solve(self, matrix: Callable[[Tensor], Tensor], b: Tensor, *, precise: bool = False) -> Tensor:
+    def _preconditioner(
+        self, z: Tensor, measurement: Measurement, weight: Tensor, kernels: list[Tensor], weights: list[Tensor]
+    ) -> Preconditioner:
+        """Return the variables in which the system at an image is solved."""
+        operator = cast(MRIOperator, measurement.operator)
+        prior = self.prior.diagonals(measurement.as_images(z), kernels, weights)
+        weight, scale = (values.flatten(1)[:, :1] for values in (weight, measurement.curvature.view(-1, 1)))
+        pixels, frequencies = (
+            data / _spread(scale, data) + _spread(weight, data) * own.view(len(z), *data.shape[1:])
+            for data, own in zip(operator.normal_diagonals(), prior, strict=True)
+        )
+        return Preconditioner(pixels.to(z.dtype), frequencies.to(z.dtype), z.ndim - 2 - operator.has_sets)
+
+    def _solve(
+        self, matrix: Callable[[Tensor], Tensor], b: Tensor, variables: Preconditioner, *, precise: bool = False
+    ) -> Tensor:
         """Solve by conjugate gradients; each sample takes steps until its own residual is small."""
         factor, rtol = (5, self.cg_rtol**2) if precise else (1, self.cg_rtol)
-        solver, target = ConjugateGradientSolver(), b.flatten(1)
+        solver, target = ConjugateGradientSolver(), variables.adjoint(b).flatten(1)
         limit = max(rtol, 10 * torch.finfo(b.dtype).eps) * target.norm(dim=1)
         state = solver.init(torch.zeros_like(target), target)
         found, runs = state.x, limit > 0
@@ -190,10 +216,12 @@ class ReweightedCell(nn.Module):
         for _ in range(factor * self.cg_max_iter):
             if not bool(runs.any()):
                 break
-            state = solver.step(lambda row: matrix(row.view(b.shape)).flatten(1), state)
+            state = solver.step(
+                lambda row: variables.adjoint(matrix(variables.to_image(row.view(b.shape)))).flatten(1), state
+            )
             found = torch.where(runs[:, None], state.x, found)
             runs = runs & (state.residual.norm(dim=1) > limit)
-        return found.view(b.shape)
+        return variables.to_image(found.view(b.shape))
 
     def energy(self, image: Tensor, measurement: Measurement, kspace: Tensor) -> Tensor:
         r"""Return :math:`E` of images, ``(B,)``.
@@ -218,6 +246,11 @@ class ReweightedCell(nn.Module):
                 "raises the energy; look at each solve's residual and status.",
             ),
         )
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Return ``(B, 1)`` with as many axes as ``like``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 class _Solved(torch.autograd.Function):

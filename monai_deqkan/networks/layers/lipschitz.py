@@ -126,6 +126,12 @@ def certified_spectral_norm(module: ModuleT, bound: float = 1.0) -> ModuleT:
     return module
 
 
+def keeps_certified_norm(module: nn.Module) -> bool:
+    """Return whether the certified norm is the last thing that happens to a layer's weight: then its bound holds."""
+    steps = getattr(module, "parametrizations", {})
+    return "weight" in steps and isinstance(steps["weight"][-1], CertifiedSpectralNorm)
+
+
 @torch.no_grad()
 def normalize_lipschitz_(module: ModuleT, bound: float = 1.0) -> ModuleT:
     """Scale the weight of a layer once, in place, so that its certified Lipschitz constant is ``bound``.

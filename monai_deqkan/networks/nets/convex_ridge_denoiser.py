@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_int, check_noise_level, check_range, check_shape, check_spatial_dims
-from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm, keeps_certified_norm
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound
 
 __all__ = ["ConvexRidgeDenoiser"]
@@ -112,7 +111,7 @@ class ConvexRidgeDenoiser(nn.Module):
         """
         # Nothing can be computed while a graph is traced; the kernels are then those that were normalized.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or all(parametrize.is_parametrized(layer, "weight") for layer in self.analysis):
+        if traced or all(map(keeps_certified_norm, self.analysis)):
             return 1.0
         steps = (2 * torch.sigmoid(self.raw_step_size.detach())).tolist()
         norms = self._kernel_norms([torch.as_tensor(layer.weight).detach() for layer in self.analysis])

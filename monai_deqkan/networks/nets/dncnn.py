@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_spatial_dims
-from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm
+from monai_deqkan.networks.layers.lipschitz import certified_spectral_norm, keeps_certified_norm
 from monai_deqkan.networks.layers.nonexpansive_norm import NonexpansiveGroupNorm
 from monai_deqkan.networks.layers.operator_norm import conv_norm_bound
 
@@ -157,7 +157,7 @@ class DnCNN(nn.Module):
         convolutions = [layer for layer in self.layers if _is_convolution(layer)]
         # Nothing can be computed while a graph is traced; the weights are then those that were normalized.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.is_certified and (traced or all(map(parametrize.is_parametrized, convolutions))):
+        if self.is_certified and (traced or all(map(keeps_certified_norm, convolutions))):
             constant = self.lipschitz_bound
         elif any(map(parametrize.is_parametrized, convolutions)) and not self.is_certified:
             return math.inf

@@ -147,6 +147,35 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         given = iter(weights)
         return self._filtered(image, kernels, lambda response, part: next(given))
 
+    def diagonals(self, image: Tensor, kernels: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        r"""Return about the diagonals of :meth:`curvature` among pixels and among frequencies.
+
+        Rough near the border, and for sets of wider spacing: good enough for a preconditioner.
+
+        Args:
+            image: of the shape that matters, ``(B, 2, *space)``.
+            kernels: as for :meth:`weights`.
+            weights: what that returned.
+
+        Returns:
+            Two real tensors ``(B, *space)``; frequencies in the order of ``torch.fft``.
+        """
+        batch, space, axes = len(image), image.shape[2:], tuple(range(-self.spatial_dims, 0))
+        pixels = torch.zeros_like(image[:, :1])
+        frequencies = torch.zeros_like(image[:, 0])
+        for part, weight in zip(_parts(kernels), weights, strict=True):
+            spacing = 2**part.set_index
+            spread = _joined(_correlated(weight, part.kernel.square()), spacing, (batch, 1, *space))
+            # The squares of (1, 2, 1) / 4 add up to 3 / 8.
+            pixels = pixels + (3 / 8) ** (self.spatial_dims * part.set_index) * _blurred(spread, part.set_index)
+            mean = weight.mean(dim=axes).view(batch, -1, len(part.kernel)).mean(dim=1)
+            sizes = [2 * part.kernel.shape[-1]] * self.spatial_dims  # no autocorrelation wraps around
+            power = torch.fft.fftn(part.kernel.squeeze(1), s=sizes, dim=axes).abs().square()
+            correlation = torch.fft.ifftn(torch.tensordot(mean, power, dims=1), dim=axes).real
+            spectrum = torch.fft.fftn(_placed(correlation, spacing, space), dim=axes).real
+            frequencies = frequencies + spectrum * _blur_power(part.set_index, self.spatial_dims, frequencies[0])
+        return pixels.squeeze(1), frequencies.clamp_min(0.0)
+
     def gradient(self, image: Tensor, kernels: list[Tensor]) -> Tensor:
         """Return the gradient of the energy at an image ``(B, 2, *space)``."""
         return self._filtered(image, kernels, self._weight)
@@ -161,9 +190,11 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
                 self._column(positive(self.raw_thresholds[part.set_index][part.features])),
                 self._tail(part),
             )
-            below = tail * ((tail.square() + square.clamp_max(1.0)).sqrt() - tail)
+            # Both without a difference of nearly equal numbers, which would leave nothing of small responses.
+            small = square.clamp_max(1.0)
+            below = tail * small / ((tail.square() + small).sqrt() + tail)
             end = self._end(tail)  # from where the quotient is the floor
-            above = torch.asinh(square.clamp_min(1.0).minimum(end).sqrt() / tail) - torch.asinh(1 / tail)
+            above = _asinh_increase(square.clamp_min(1.0).minimum(end).sqrt(), tail)
             beyond = self.floor / 2 * (square - end).clamp_min(0.0) if self.floor else 0.0
             # The pixels of a set of wider spacing are spread over several samples.
             total = total + (threshold.square() * (below + tail * above + beyond)).reshape(len(image), -1).sum(dim=1)
@@ -245,6 +276,13 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         return total
 
 
+def _asinh_increase(size: Tensor, tail: Tensor) -> Tensor:
+    r"""Return :math:`\operatorname{asinh}(s / t) - \operatorname{asinh}(1 / t)` for sizes of at least one."""
+    start, end = (1 + tail.square()).sqrt(), (size.square() + tail.square()).sqrt()
+    more = (size - 1) * (1 + (size + 1) / (start + end))
+    return torch.log1p(more / (1 + start))
+
+
 class _Part(NamedTuple):
     """Some kernels of a set: its index, their places in it, and the kernels."""
 
@@ -321,17 +359,29 @@ def _blurred(x: Tensor, times: int, *, adjoint: bool = False) -> Tensor:
 
 
 def _blur_power(times: int, spatial_dims: int, like: Tensor) -> Tensor:
-    """Return the squared transfer function of `_blurred` on the grid of frequencies."""
-    frequency = 2 * math.pi * torch.arange(_NORM_GRID, dtype=like.dtype, device=like.device) / _NORM_GRID
-    line = torch.ones_like(frequency)
-    for step in range(times):
-        line = line * (0.5 + 0.5 * torch.cos(2**step * frequency))
+    """Return the squared transfer function of `_blurred` on a grid of frequencies, of the shape of ``like``."""
     power = torch.ones_like(like)
-    for axis in range(spatial_dims):
-        shape = [1] * spatial_dims
-        shape[axis] = -1
-        power = power * line.square().view(shape)
+    for axis, size in enumerate(like.shape):
+        frequency = 2 * math.pi * torch.fft.fftfreq(size, dtype=like.dtype, device=like.device)
+        line = torch.ones_like(frequency)
+        for step in range(times):
+            line = line * (0.5 + 0.5 * torch.cos(2**step * frequency))
+        power = power * line.square().view([-1 if other == axis else 1 for other in range(spatial_dims)])
     return power
+
+
+def _placed(correlation: Tensor, spacing: int, space: Sequence[int]) -> Tensor:
+    """Return ``(B, *sizes)``, offset zero first, as a function on ``space`` whose offsets are ``spacing`` times those.
+
+    What does not fit wraps around.
+    """
+    for axis, size in enumerate(space, start=1):
+        number = correlation.shape[axis]
+        offsets = torch.arange(number, device=correlation.device)
+        offsets = spacing * torch.where(offsets < number - number // 2, offsets, offsets - number) % size
+        shape = [*correlation.shape[:axis], size, *correlation.shape[axis + 1 :]]
+        correlation = correlation.new_zeros(shape).index_add(axis, offsets, correlation)
+    return correlation
 
 
 def _cosines(size: int, spatial_dims: int) -> Tensor:

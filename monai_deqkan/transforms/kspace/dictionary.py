@@ -23,6 +23,7 @@ were measured undersampled, the undersampling: networks infer the mask.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ __all__ = [
 
 Item = dict[Hashable, Any]
 
+logger = logging.getLogger(__name__)
+
 
 class LoadKspaceSliced(MapTransform):
     """Replace a path by the k-space of one slice; see :class:`LoadKspaceSlice`.
@@ -63,6 +66,8 @@ class LoadKspaceSliced(MapTransform):
         keys: keys of paths, such as ``"kspace"``.
         slice_key: key of the slice's index.
         source_key: key under which the path is kept.
+        allow_broken: whether a slice with values that are not finite is loaded as zeros, with a line in the log;
+            ``"broken"`` then says of each slice whether it was one. Otherwise it is an error.
         allow_missing_keys: whether to skip absent keys.
     """
 
@@ -71,12 +76,14 @@ class LoadKspaceSliced(MapTransform):
         keys: KeysCollection = "kspace",
         slice_key: str = "slice",
         source_key: str = "source",
+        allow_broken: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.slice_key = slice_key
         self.source_key = source_key
-        self.load = LoadKspaceSlice()
+        self.allow_broken = allow_broken
+        self.load = LoadKspaceSlice(check=not allow_broken)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Load the slice."""
@@ -87,6 +94,11 @@ class LoadKspaceSliced(MapTransform):
             path = item[key]
             item[key] = self.load(path, item[self.slice_key])
             item[self.source_key] = str(path)
+            if self.allow_broken:
+                item["broken"] = not bool(item[key].isfinite().all())
+            if item.get("broken"):
+                logger.warning("Slice %s of %s holds NaN or infinite values: left out.", item[self.slice_key], path)
+                item[key] = torch.zeros_like(item[key])
         return item
 
 

@@ -65,6 +65,23 @@ def test_equilibrium_is_a_stationary_point_of_the_energy(shape):
     torch.testing.assert_close(alone, z[rows], rtol=1e-8, atol=1e-8)
 
 
+def test_diagonals_make_the_solves_shorter_and_ones_will_do(monkeypatch):
+    shape = (24, 20)
+    measurement, kspace, z = scene(shape, batch=1, share=0.4)
+    z = 10 * z  # weights from one to next to nothing
+    energies = {}
+    for known in (True, False):
+        cell = build(tail=2.0, cg_max_iter=4)
+        if not known:
+            for owner in (cell.prior, measurement.operator):
+                method = next(name for name in ("diagonals", "normal_diagonals") if hasattr(owner, name))
+                monkeypatch.setattr(owner, method, lambda *_: (torch.ones(1, *shape).double(),) * 2)
+        with torch.no_grad():
+            energies[known] = [float(cell.energy(z, measurement, kspace))]
+            energies[known].append(float(cell.energy(cell(z, (measurement, z)), measurement, kspace)))
+    assert energies[True][1] < energies[False][1] < energies[False][0]
+
+
 def test_gradient_of_the_equilibrium_by_finite_differences():
     measurement, _, reference = scene(SHAPES[0])
     measurement = Measurement(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from monai_deqkan.networks.layers import DEQLayer, certified_spectral_norm, conv_norm_bound, remove_spectral_norm
 from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, dncnn
@@ -246,6 +247,19 @@ def test_activations_with_a_certificate(act: str | tuple[str, dict[str, float]])
     a, b = torch.randn(2, 4, 2, 6, 6)
     with torch.no_grad():
         assert float((net(a) - net(b)).norm() / (a - b).norm()) <= 1
+
+
+def test_certificate_counts_what_comes_after_the_certified_norm() -> None:
+    class Thrice(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 3 * weight
+
+    network = DnCNN(2, 1, 1, num_layers=3, features=4, residual=False, spectral_norm="certified")
+    assert network.certified_lipschitz() == 1.0
+    for layer in network.layers:
+        if isinstance(layer, nn.Conv2d):
+            parametrize.register_parametrization(layer, "weight", Thrice())
+    assert network.certified_lipschitz() == pytest.approx(27.0, rel=0.05)
 
 
 def test_export_after_removal() -> None:

@@ -110,6 +110,40 @@ def test_quadratic_functions_bound_the_energy_and_touch_it(floor):
             assert bool((denoiser.energy(z) <= quadratic(z) + start + 1e-10).all())
 
 
+@pytest.mark.parametrize(("dims", "space"), [(2, (22, 19)), (3, (8, 9, 10))])
+def test_diagonals_are_about_those_of_the_curvature(dims, space):
+    denoiser, x = build(dims, threshold=0.3), image(dims, space)
+    kernels = denoiser.kernels()
+    weights = denoiser.weights(x, kernels)
+    found = denoiser.diagonals(x, kernels, weights)
+    axes, number = tuple(range(-dims, 0)), math.prod(space)
+    units = torch.eye(number, dtype=torch.complex128).view(number, *space)
+    for sample in range(len(x)):
+        own = [weight.unflatten(0, (len(x), -1))[sample] for weight in weights]
+        for waves, diagonal in zip((units, torch.fft.ifftn(units, dim=axes, norm="ortho")), found, strict=True):
+            rows = torch.arange(0, number, 7)  # some of them
+            back = [
+                denoiser.curvature(torch.stack((w.real, w.imag)).unsqueeze(0).to(x.dtype), kernels, own)[0]
+                for w in waves[rows]
+            ]
+            expected = torch.stack([
+                (w.conj() * torch.complex(*b.unbind())).sum().real for w, b in zip(waves[rows], back, strict=True)
+            ])  # fmt: skip
+            assert diagonal.shape == (len(x), *space)
+            error = (diagonal[sample].flatten()[rows] - expected).norm() / expected.norm()
+            assert float(error.detach()) < (0.2 if dims == 2 else 0.6)  # the border takes much of a small volume
+
+
+def test_energy_of_small_responses_is_not_lost_in_rounding():
+    denoiser, x = build(tail=1e4).float(), 1e-3 * image(2, (16, 16)).float()
+    precise = build(tail=1e4).double()
+    precise.load_state_dict(denoiser.state_dict())
+    for factor in (1.0, 1e3, 1e6):
+        torch.testing.assert_close(
+            denoiser.energy(factor * x).double(), precise.energy(factor * x.double()), rtol=1e-5, atol=0.0
+        )
+
+
 def test_phase_does_not_matter():
     denoiser, x = build(), image(2, (10, 12))
     angle = 0.7

@@ -91,6 +91,19 @@ def test_load_refuses_bad_files(tmp_path, datasets, message):
         LoadKspaceSlice()(path, 1 if "0 to" in message else 0)
 
 
+def test_broken_slices_are_zeros_with_a_mark_by_choice(tmp_path, caplog):
+    data = np.ones((2, 2, 4, 5), complex)
+    data[1, 0, 2, 3] = np.nan
+    path = write(tmp_path / "a.h5", kspace=data)
+    load = LoadKspaceSliced(allow_broken=True)
+    whole, broken = (load({"kspace": path, "slice": index}) for index in (0, 1))
+    assert not whole["broken"]
+    assert bool((whole["kspace"] == 1).all())
+    assert broken["broken"]
+    assert not broken["kspace"].any()
+    assert "Slice 1 of" in caplog.text
+
+
 def test_load_refuses_what_is_no_hdf5_and_items_without_slice(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("not HDF5")
