@@ -26,7 +26,7 @@ class UnrolledReconstructor(Reconstructor):
 
     Args:
         spatial_dims: as in :class:`DEQReconstructor`, like all that are not explained here.
-        prior: as there.
+        prior: as there; None takes ``"unet"``, and ``"weakly_convex_ridge"`` for the form ``"reweighted"``.
         form: as there.
         num_steps: number of steps.
         num_layers: as there.
@@ -47,7 +47,7 @@ class UnrolledReconstructor(Reconstructor):
     def __init__(
         self,
         spatial_dims: int,
-        prior: str | nn.Module | CertifiedMap = "unet",
+        prior: str | nn.Module | CertifiedMap | None = None,
         *,
         form: str = "cg",
         num_steps: int = 10,
@@ -62,6 +62,8 @@ class UnrolledReconstructor(Reconstructor):
         self.form = form
         self.num_steps = check_int("num_steps", num_steps)
         self.checkpointing = checkpointing
+        if prior is None and form != "reweighted":
+            prior = "unet"
         self.cell = reconstruction_cell(
             spatial_dims, prior, form=form, num_layers=num_layers, features=features, contraction=contraction
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monai_deqkan.networks.layers import frozen_weights
-from monai_deqkan.networks.nets import DEQReconstructor, UnrolledReconstructor
+from monai_deqkan.networks.nets import DEQReconstructor, UNetDenoiser, UnrolledReconstructor, WeaklyConvexRidgeDenoiser
 from monai_deqkan.operators import equispaced_mask, simulate_kspace, smooth_coil_maps
 from monai_deqkan.solvers import FixedPointIteration
 
@@ -117,3 +117,9 @@ def test_wrong_settings() -> None:
         UnrolledReconstructor(2, form="proximal")
     with pytest.raises(ValueError, match="has no certificate"):
         UnrolledReconstructor(2, "ridge", form="grad", contraction=0.9)
+
+
+def test_the_prior_follows_the_form() -> None:
+    assert isinstance(UnrolledReconstructor(2, features=(4, 8)).cell.prior, UNetDenoiser)
+    chosen = UnrolledReconstructor(2, form="reweighted", features=(4, 3)).cell.prior
+    assert isinstance(chosen, WeaklyConvexRidgeDenoiser)
