@@ -28,8 +28,8 @@ class Preconditioner:
     Reference:
         T. F. Chan, "An optimal circulant preconditioner for Toeplitz systems", SIAM J. Sci. Stat. Comput. 9 (1988)
         766-771, for :math:`P`; for MRI, K. Koolstra et al., "Accelerating compressed sensing in parallel imaging
-        reconstructions using an efficient circulant preconditioner", Magn. Reson. Med. 81 (2019) 670-685. Difference:
-        the diagonal scaling around it.
+        reconstructions using an efficient circulant preconditioner for Cartesian trajectories", Magn. Reson. Med. 81
+        (2019) 670-685. Difference: the diagonal scaling around it.
     """
 
     def __init__(self, pixels: Tensor, frequencies: Tensor, spatial_dims: int) -> None:
