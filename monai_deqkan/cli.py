@@ -28,7 +28,13 @@ from monai_deqkan.data import (
     write_sample,
 )
 from monai_deqkan.demo import run_demo
-from monai_deqkan.engines import RIVALS, SuiteSettings, evaluate_reconstructions, tune_reconstruction
+from monai_deqkan.engines import (
+    RIVALS,
+    SuiteSettings,
+    evaluate_reconstructions,
+    trained_maps_method,
+    tune_reconstruction,
+)
 from monai_deqkan.networks import nets
 from monai_deqkan.networks.layers import BASES
 from monai_deqkan.solvers import LINEAR_SOLVERS, SOLVERS
@@ -131,7 +137,11 @@ def _add_reconstruction(commands: Any, common: argparse.ArgumentParser) -> None:
     shared.add_argument("--region", help="head (default) or all")
     shared.add_argument("--phase-axis", metavar="AXIS", help="undersampled axis: last (default), first, shorter")
     shared.add_argument("--simulated-coils", type=int, metavar="N", help="see one coil's images through N coils")
-    shared.add_argument("--maps-method", metavar="NAME", help="coil maps: low_frequency (default) or espirit")
+    shared.add_argument(
+        "--maps-method",
+        metavar="NAME",
+        help="coil maps: low_frequency or espirit (default: those of the first bundle that is named, else the former)",
+    )
     shared.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="score the centre, such as 320 320")
     shared.add_argument("--slices", nargs="+", type=int, metavar="I", help="indices of slices in each file")
     shared.add_argument(
@@ -166,6 +176,8 @@ def _snr(text: str) -> float | None:
 
 def _suite_settings(options: argparse.Namespace) -> SuiteSettings:
     given = {field.name: getattr(options, field.name) for field in fields(SuiteSettings)}
+    if options.maps_method is None:
+        given["maps_method"] = next(filter(None, map(trained_maps_method, getattr(options, "methods", ()))), None)
     return SuiteSettings(**{name: value for name, value in given.items() if value is not None})
 
 

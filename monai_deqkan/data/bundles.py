@@ -60,8 +60,6 @@ def bundle_metadata(name: str) -> dict[str, Any]:
 def copy_bundle(name: str, folder: str | Path) -> Path:
     """Copy a bundle's configurations, documents, licence and weights; checkpoints and results of runs are left out.
 
-    A checkout has the weights of the bundles that were published with some; an installed wheel has none.
-
     Args:
         name: one of :func:`bundle_names`.
         folder: what becomes the bundle: absent, or empty.

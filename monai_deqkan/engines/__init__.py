@@ -25,7 +25,14 @@ from monai_deqkan.engines.first_layer_filters import (
 from monai_deqkan.engines.prepare_batch import PrepareBatchKspace
 from monai_deqkan.engines.prepare_denoising import PrepareBatchDenoising, denoising_metrics, unit_image
 from monai_deqkan.engines.reconstruction_cases import SuiteSettings
-from monai_deqkan.engines.reconstruction_methods import RIVALS, Reconstruction, ReconstructionMethod, TunedWeights
+from monai_deqkan.engines.reconstruction_methods import (
+    RIVALS,
+    Reconstruction,
+    ReconstructionMethod,
+    TunedWeights,
+    load_reconstructor,
+    trained_maps_method,
+)
 from monai_deqkan.engines.reconstruction_suite import evaluate_reconstructions
 from monai_deqkan.engines.reconstruction_tuning import tune_reconstruction
 from monai_deqkan.engines.reconstruction_uncertainty import (
@@ -95,6 +102,7 @@ __all__ = [
     "interpret_segmenter",
     "latest_checkpoint",
     "load_ensemble",
+    "load_reconstructor",
     "load_spread_factor",
     "load_task",
     "load_weights",
@@ -106,6 +114,7 @@ __all__ = [
     "sample_weights",
     "say_where",
     "start_training",
+    "trained_maps_method",
     "training_folder",
     "tune_reconstruction",
     "unit_image",

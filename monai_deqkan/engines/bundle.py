@@ -118,7 +118,12 @@ def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False, *, re
     kept.mkdir(parents=True)
     for path in earlier:
         path.rename(kept / path.name)
-    _LOGGER.info("An earlier training's files were moved to %s. To go on with it, run with --resume True.", kept)
+    _LOGGER.info(
+        "An earlier training's files were moved to %s. Until this one saves its first model, at the end of an epoch, "
+        "there is none in %s: move them back if you stop before.",
+        kept,
+        folder,
+    )
 
 
 def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
@@ -135,8 +140,10 @@ def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
             _LOGGER.warning("Passing over a checkpoint that cannot be read: %s (%s).", path, error)
         else:
             return str(path)
+    moved = sorted(Path(ckpt_dir).glob("previous*"))
+    where = f" The models of the training before are in {moved[-1]}: move them back to use them." if moved else ""
     raise FileNotFoundError(
-        f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False."
+        f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False.{where}"
     )
 
 

@@ -22,7 +22,15 @@ from monai_deqkan.solvers import SolveRecorder
 from monai_deqkan.transforms import NormalizeKspace
 from monai_deqkan.variational import cg_sense, tv_sense, wavelet_sense
 
-__all__ = ["RIVALS", "Reconstruction", "ReconstructionMethod", "TunedWeights", "load_method", "load_reconstructor"]
+__all__ = [
+    "RIVALS",
+    "Reconstruction",
+    "ReconstructionMethod",
+    "TunedWeights",
+    "load_method",
+    "load_reconstructor",
+    "trained_maps_method",
+]
 
 Reconstruct = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, bool | None]]
 
@@ -137,6 +145,22 @@ def load_reconstructor(name: str | Path, device: torch.device | str = "cpu") -> 
     parser.read_config(str(root / "configs" / "inference.json"))
     parser.update({"bundle_root": str(root), "ckpt_dir": str(weights.parent), "device": torch.device(device)})
     return load_weights(parser.get_parsed_content("network"), weights).to(device).eval()
+
+
+def trained_maps_method(name: str | Path) -> str | None:
+    """Return how the coil maps of a bundle's model were estimated in training; None for a rival or an unknown one.
+
+    Args:
+        name: as for :func:`load_method`.
+    """
+    if str(name) in RIVALS:
+        return None
+    try:
+        _, weights = _find_model(name)
+        sampling = json.loads((weights.parent / "model.json").read_text(encoding="utf-8"))["sampling"]
+        return str(sampling["maps_method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _find_model(name: str | Path) -> tuple[Path, Path]:

@@ -181,6 +181,16 @@ class SpreadInferer(Inferer):
                 f"{method!r}. Name the further weights files."
             )
 
+    @property
+    def settings(self) -> dict[str, str | int | float]:
+        """How spreads are made, to be kept with them: ``method``, ``factor`` and what the method varies."""
+        more: dict[str, int | float] = {"num_networks": 1 + len(self.others)}
+        if self.method != "ensemble":
+            more = {"num_samples": self.num_samples}
+        if self.method == "mask":
+            more["drop_share"] = self.drop_share
+        return {"method": self.method, "factor": self.factor, **more}
+
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Return the image and its spread times the factor, ``(B, 3, *space)``; arguments go to the network.
 
@@ -219,14 +229,14 @@ def load_ensemble(
 
 
 def load_spread_factor(path: str | os.PathLike[str], method: str) -> float:
-    """Return the factor that :func:`calibrate_spread` found; 1, with a line in the log, where there is no such file.
+    """Return the factor that :func:`calibrate_spread` found; 1, with a line in the log, where there is none.
 
     Args:
         path: ``spread_calibration.json``.
-        method: the method that spreads are made by now.
+        method: the method that spreads are made by now; one made with another says nothing about them.
 
     Raises:
-        ValueError: if the file is no such record, or was made with another method.
+        ValueError: if the file is no such record.
     """
     file = Path(path)
     if not file.is_file():
@@ -238,7 +248,16 @@ def load_spread_factor(path: str | os.PathLike[str], method: str) -> float:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} holds no calibration of a spread ({error}). Calibrate anew.") from error
     if made_with != method:
-        raise ValueError(f"{file} calibrates spreads of the method {made_with!r}, not {method!r}. Calibrate anew.")
+        logger.warning(
+            "%s calibrates spreads of the method %r: those of %r are written as they are.", file.name, made_with, method
+        )
+        return 1.0
+    logger.info(
+        "Spreads are multiplied by %.2f, as %s says. That holds for data like those it was found on: other scanners, "
+        "anatomies, masks or numbers of samples need their own calibration.",
+        factor,
+        file.name,
+    )
     return factor
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from monai_deqkan._checks import check_choice
 from monai_deqkan._complex import as_complex
 from monai_deqkan.handlers.iteration_recorder import IterationRecorder
-from monai_deqkan.metrics import kspace_statistics, outside_training
+from monai_deqkan.metrics import border_signal, kspace_statistics, outside_training
 from monai_deqkan.networks import EquilibriumError, EquilibriumProbe
 from monai_deqkan.solvers import SolveStatus
 from monai_deqkan.transforms import kspace_file_shape, read_kspace_header, recon_shape
@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 _NOTE = "Research only; not for clinical use."
 _NUMBERS = ("evaluations", "relative_residual", "certified_factor", "error_bound", "estimated_error")
-_COLUMNS = ("evaluations", "relative_residual", "status", *_NUMBERS[2:], "unlike_training")
+_COLUMNS = ("evaluations", "relative_residual", "status", *_NUMBERS[2:], "border_signal", "unlike_training")
+_MUCH_AT_THE_BORDER = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class ReconstructionWriter:
     :class:`~monai_deqkan.networks.EquilibriumError`), and empty for a network without a certificate. With
     ``estimate_error`` also ``estimated_error``: the same quantity estimated, which is not proven. ``unlike_training``
     names what of the data (coils, rows, columns, acceleration, noise level) lies outside the range of the training
-    data. The group ``solve`` of the HDF5 file holds all this, too.
+    data. ``border_signal`` is that of :func:`~monai_deqkan.metrics.border_signal`, with a line in the log where an
+    object seen with one map set reaches the border. The group ``solve`` of the HDF5 file holds all this, too; the
+    attributes of ``spread`` say how it was made.
 
     A NIfTI volume has the axes (columns, rows, slices), and the pixel size of the file's ISMRMRD header; without one
     pixels of 1 mm, with a line in the log. Position and orientation are not in that header: the affine says what a
@@ -112,6 +115,8 @@ class ReconstructionWriter:
         self._source = ""
         self._targets: dict[str, Path] = {}
         self._warned: set[str] = set()
+        self._reaching: set[str] = set()
+        self._spread_settings: dict[str, Any] = {}
         self._slices: list[_Slice] = []
         self._pixel_scale = (1.0, 1.0)
 
@@ -130,7 +135,8 @@ class ReconstructionWriter:
         """The path of the table."""
         return self.output_dir / "slices.csv"
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Any) -> None:
+        self._spread_settings = dict(getattr(getattr(engine, "inferer", None), "settings", {}))
         self._source, self._targets, self._slices = "", {}, []
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with self.table.open("w", newline="") as file:
@@ -156,7 +162,11 @@ class ReconstructionWriter:
             pred = torch.as_tensor(output["pred"]).detach().float()
             magnitude = torch.linalg.vector_norm(pred[:2], dim=0)
             images = [(part * float(sample["scale"])).cpu().numpy() for part in (magnitude, *pred[2:3])]
-            solve = {**(solves[row] if row < len(solves) else {}), "unlike_training": self._unlike_training(sample)}
+            solve = {
+                **(solves[row] if row < len(solves) else {}),
+                "border_signal": self._border_signal(magnitude, sample),
+                "unlike_training": self._unlike_training(sample),
+            }
             self._slices.append(_Slice(index, images[0], images[1] if len(images) > 1 else None, solve))
             scale = [float(value) for value in sample.get("pixel_scale", (1.0, 1.0))]
             self._pixel_scale = (scale[0], scale[1])
@@ -187,6 +197,20 @@ class ReconstructionWriter:
             solves.append(solve)
         return solves
 
+    def _border_signal(self, magnitude: torch.Tensor, sample: Mapping[str, Any]) -> float:
+        share, source = border_signal(magnitude), str(sample["source"])
+        maps = sample.get("sensitivity_maps")
+        one_set = maps is not None and maps.ndim == magnitude.ndim + 1 and len(maps) > 1  # of several coils
+        if share > _MUCH_AT_THE_BORDER and one_set and source not in self._reaching:
+            self._reaching.add(source)
+            logger.warning(
+                "The object in %s reaches the border of the field of view along the phase encoding. If it folds over "
+                "there, one map set cannot hold it, and the image is wrong however well the solve converged: compare "
+                "with two, `--num_map_sets 2`.",
+                source,
+            )
+        return share
+
     def _unlike_training(self, sample: Mapping[str, Any]) -> str:
         if not self.training_ranges or "kspace" not in sample:
             return ""
@@ -215,8 +239,10 @@ class ReconstructionWriter:
         if "h5" in self.formats:
             with h5py.File(target, "x") as file:
                 for name, volume in volumes.items():
-                    file.create_dataset(name, data=volume)
-                for name in _NUMBERS:
+                    file.create_dataset(name, data=volume).attrs.update(
+                        self._spread_settings if name == "spread" else {}
+                    )
+                for name in (*_NUMBERS, "border_signal"):
                     file[f"solve/{name}"] = np.array([part.solve.get(name, np.nan) for part in slices], dtype=float)
                 for name in ("status", "unlike_training"):
                     file[f"solve/{name}"] = [str(part.solve.get(name, "")) for part in slices]

@@ -29,6 +29,7 @@ from monai_deqkan.metrics.reconstruction import (
 )
 from monai_deqkan.metrics.spread_calibration import SpreadCalibration, fit_spread_factor, spread_calibration
 from monai_deqkan.metrics.training_range import (
+    border_signal,
     image_statistics,
     kspace_statistics,
     outside_training,
@@ -44,6 +45,7 @@ __all__ = [
     "ReliabilityBins",
     "SpreadCalibration",
     "bootstrap_intervals",
+    "border_signal",
     "choose_threshold",
     "classification_scores",
     "decide",

@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_deqkan._checks import check_range, check_tensor
 from monai_deqkan.operators import estimate_noise_level, infer_mask
 
-__all__ = ["image_statistics", "kspace_statistics", "outside_training", "training_ranges"]
+__all__ = ["border_signal", "image_statistics", "kspace_statistics", "outside_training", "training_ranges"]
 
 _TAILS = (0.005, 0.003, 0.002, 0.001, 0.0005, 0.0)
 _SLACK = 0.05  # of the width of a range, on both sides
@@ -57,6 +57,32 @@ def image_statistics(image: Tensor, file_size: Sequence[int] | None = None) -> d
         numbers["aspect_ratio"] = float(np.log(longest / shortest))
         numbers["resolution"] = min(shortest / max(grey.shape), 1.0)
     return numbers
+
+
+def border_signal(image: Tensor) -> float:
+    """Return the share of the first and last columns that are as bright as the object, from 0 to 1.
+
+    Where it is large, the object reaches the end of the field of view along the last axis, the phase encoding, and may
+    fold over there.
+
+    Args:
+        image: magnitude, any unit, ``(*space)``.
+
+    Returns:
+        Of the mean of the outer fortieth of the columns on the more covered side: the share above 0.3 of the image's
+        98th percentile. Zero for an empty image.
+
+    Example:
+        >>> image = torch.zeros(10, 80)
+        >>> image[:, 30:50] = 1
+        >>> border_signal(image), border_signal(torch.ones(10, 80))
+        (0.0, 1.0)
+    """
+    pixels = check_tensor("image", image).detach().abs().double()
+    level = 0.3 * float(np.quantile(pixels.cpu().numpy(), 0.98))
+    width = max(1, pixels.shape[-1] // 40)
+    sides = torch.stack([pixels[..., :width].mean(dim=-1), pixels[..., -width:].mean(dim=-1)])
+    return float((sides > max(level, 0.0)).double().flatten(1).mean(dim=1).max()) if level > 0 else 0.0
 
 
 def kspace_statistics(kspace: Tensor, mask: Tensor | None = None, *, size: bool = True) -> dict[str, float]:

@@ -8,7 +8,14 @@ import torch
 
 from monai_deqkan import cli
 from monai_deqkan.data import copy_bundle, write_kspace
-from monai_deqkan.engines import RIVALS, SuiteSettings, TunedWeights, evaluate_reconstructions, tune_reconstruction
+from monai_deqkan.engines import (
+    RIVALS,
+    SuiteSettings,
+    TunedWeights,
+    evaluate_reconstructions,
+    trained_maps_method,
+    tune_reconstruction,
+)
 from monai_deqkan.engines import reconstruction_suite as suite
 from monai_deqkan.engines.reconstruction_cases import is_simulated, make_case
 from monai_deqkan.engines.reconstruction_methods import load_method
@@ -226,6 +233,18 @@ def test_maps_method_is_what_gives_the_maps(folder):
     assert "by ESPIRiT" in suite.statement(settings)
     with pytest.raises(ValueError, match="maps_method"):
         SuiteSettings(maps_method="espirt")
+
+
+def test_a_bundle_says_how_its_maps_were_made(tmp_path):
+    models = tmp_path / "bundle" / "models"
+    models.mkdir(parents=True)
+    (tmp_path / "bundle" / "configs").mkdir()
+    (tmp_path / "bundle" / "configs" / "inference.json").write_text("{}")
+    assert trained_maps_method(tmp_path / "bundle") is None
+    (models / "model.json").write_text(json.dumps({"sampling": {"maps_method": "espirit"}}))
+    assert trained_maps_method(tmp_path / "bundle") == "espirit"
+    assert trained_maps_method("tv") is None
+    assert trained_maps_method(tmp_path / "absent") is None
 
 
 def test_map_sets_are_joined_by_their_root_sum_of_squares(folder):

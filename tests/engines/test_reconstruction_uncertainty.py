@@ -121,8 +121,7 @@ def test_calibration_of_noise_alone_needs_no_factor(tmp_path):
     stored = json.loads((tmp_path / "out" / "spread_calibration.json").read_text())
     assert stored["note"] == "Research only; not for clinical use."
     assert load_spread_factor(tmp_path / "out" / "spread_calibration.json", "noise") == record["factor"]
-    with pytest.raises(ValueError, match="spreads of the method 'noise', not 'mask'"):
-        load_spread_factor(tmp_path / "out" / "spread_calibration.json", "mask")
+    assert load_spread_factor(tmp_path / "out" / "spread_calibration.json", "mask") == 1.0  # it says nothing of those
     with pytest.raises(FileExistsError, match="was not touched"):
         calibrate_spread(ZeroFilled(), inferer, loader(0), loader(9), tmp_path / "out")
 

@@ -29,6 +29,7 @@ def run(
     layer=None,
     spread=None,
     kspace=None,
+    maps=None,
     broken=(),
     **settings,
 ):
@@ -41,6 +42,7 @@ def run(
         batch = batches[index]
         more = {} if pixel_scale is None else {"pixel_scale": pixel_scale}
         more |= {} if kspace is None else {"kspace": kspace}
+        more |= {} if maps is None else {"sensitivity_maps": maps}
         engine.state.batch = [
             {"source": str(file), "slice": i, "scale": 2.0, "broken": i in broken, **more} for file, i, _ in batch
         ]
@@ -151,7 +153,7 @@ def test_other_outputs_are_refused(tmp_path, settings):
 def test_network_without_a_solve_leaves_its_columns_empty(tmp_path):
     rows = run(tmp_path, [(tmp_path / "in" / "a.h5", 0, 1.0)], solve=False)
     assert list(rows[0])[:5] == ["file", "slice", "evaluations", "relative_residual", "status"]
-    assert (rows[0].pop("file"), rows[0].pop("slice")) == ("a.h5", "0")
+    assert (rows[0].pop("file"), rows[0].pop("slice"), rows[0].pop("border_signal")) == ("a.h5", "0", "1.000e+00")
     assert set(rows[0].values()) == {""}
 
 
@@ -190,6 +192,16 @@ def test_a_third_channel_is_written_as_spread(tmp_path):
         np.testing.assert_allclose(file["spread"][:, 0, 0], [2, 1])
         assert file["spread"].shape == file["reconstruction"].shape == (2, 4, 4)
     np.testing.assert_allclose(nib.load(tmp_path / "out" / "a_spread.nii.gz").get_fdata()[0, 0], [2, 1])
+
+
+@pytest.mark.parametrize(("coils", "warns"), [((4,), True), ((1,), False), ((2, 4), False)])
+def test_an_object_at_the_border_is_told_where_it_may_fold_over(tmp_path, caplog, coils, warns):
+    file = tmp_path / "in" / "a.h5"
+    rows = run(tmp_path, [(file, 0, 1.0), (file, 1, 1.0)], maps=torch.ones(*coils, 3, 2))
+    assert [row["border_signal"] for row in rows] == ["1.000e+00"] * 2  # the same everywhere
+    assert caplog.text.count("--num_map_sets 2") == warns
+    with h5py.File(tmp_path / "out" / "a.h5") as written:
+        assert written["solve/border_signal"][:].tolist() == [1.0, 1.0]
 
 
 def test_data_unlike_those_of_the_training_are_named(tmp_path, caplog):

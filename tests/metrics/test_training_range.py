@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_deqkan.metrics import image_statistics, kspace_statistics, outside_training, training_ranges
+from monai_deqkan.metrics import border_signal, image_statistics, kspace_statistics, outside_training, training_ranges
 
 
 def test_statistics_by_hand():
@@ -63,3 +63,15 @@ def test_statistics_of_kspace_are_its_sizes_and_its_noise():
     assert 10 ** found["log_noise_level"] == pytest.approx((0.5 * (0.09 + 0.16)) ** 0.5, rel=0.1)
     assert kspace_statistics(2**0.5 * levels * noise * mask)["acceleration"] == pytest.approx(3)  # inferred
     assert kspace_statistics(torch.ones(1, 4, 4) * (torch.arange(4) < 0) + 0j, mask[..., :4])["log_noise_level"] == -12
+
+
+def test_border_signal_is_that_of_the_more_covered_side():
+    image = torch.zeros(20, 80)
+    image[:, 20:60] = 1.0
+    assert border_signal(image) == 0
+    image[:5, :2] = 0.5  # a quarter of the left end, as wide as is looked at
+    image[:15, -2:] = 0.2  # too dark to count
+    assert border_signal(image) == 0.25
+    assert border_signal(-3 * image) == 0.25
+    assert border_signal(torch.zeros(4, 5)) == 0
+    assert border_signal(torch.ones(3, 4, 5)) == 1

@@ -17,7 +17,7 @@ import torch
 from monai.transforms.transform import RandomizableTransform, Transform
 from torch import Tensor
 
-from monai_deqkan._checks import check_choice, check_finite, check_range
+from monai_deqkan._checks import check_choice, check_finite, check_int, check_range
 from monai_deqkan._complex import complex_to_channels
 from monai_deqkan.operators import (
     MASKS,
@@ -37,6 +37,8 @@ __all__ = [
     "UndersampleKspace",
     "kspace_file_shape",
 ]
+
+_CROP_OF_SETS = 0.8
 
 
 def kspace_file_shape(path: str | Path) -> tuple[int, int, int, int]:
@@ -300,6 +302,11 @@ class EstimateSensitivityMaps(Transform):
         method: ``"low_frequency"`` (:func:`monai_deqkan.operators.estimate_sensitivity_maps`) or ``"espirit"``
             (:func:`monai_deqkan.operators.espirit_maps`, slower and sharper), which always finds its block.
         allow_empty: whether k-space that is zero everywhere, an empty slice, gets maps of equal, constant values.
+        num_sets: number of map sets, for ``"espirit"``: two hold an object that folds over in the field of view. Of two
+            or more, maps are zero where less than 0.8 of the signal is theirs.
+
+    Raises:
+        ValueError: for an unknown method, or settings that a method does not know.
     """
 
     def __init__(
@@ -308,13 +315,17 @@ class EstimateSensitivityMaps(Transform):
         max_center_lines: int = 24,
         method: str = "low_frequency",
         allow_empty: bool = False,
+        num_sets: int = 1,
     ) -> None:
         self.allow_empty = allow_empty
+        self.num_sets = check_int("num_sets", num_sets)
         self.num_center_lines = num_center_lines
         self.max_center_lines = max_center_lines
         self.method = check_choice("method", method, ("low_frequency", "espirit"))
         if method == "espirit" and num_center_lines is not None:
             raise ValueError("`num_center_lines` must be None for method 'espirit', which finds its central block.")
+        if method != "espirit" and self.num_sets > 1:
+            raise ValueError("Only the method 'espirit' finds several map sets. Take it, or `num_sets` 1.")
 
     def __call__(self, kspace: Tensor, mask: Tensor | None = None) -> Tensor:
         """Estimate maps.
@@ -324,16 +335,23 @@ class EstimateSensitivityMaps(Transform):
             mask: shape ``(1, 1, W)`` in 2-D; None infers it.
 
         Returns:
-            Complex, dimensionless, shape ``(K, *space)``; ones for a single coil.
+            Complex, dimensionless, shape ``(K, *space)``, or ``(M, K, *space)`` for several map sets; ones for a
+            single coil.
         """
         check_kspace(kspace)
         if self.allow_empty and not bool(kspace.any()):
-            return torch.full_like(kspace, len(kspace) ** -0.5)
+            maps = torch.full_like(kspace, len(kspace) ** -0.5)
+            return maps if self.num_sets == 1 else maps.expand(self.num_sets, *maps.shape).clone()
         batch = None if mask is None else mask.unsqueeze(0)
         spatial_dims = kspace.ndim - 1
         if self.method == "espirit":
             return espirit_maps(
-                kspace.unsqueeze(0), batch, max_center_lines=self.max_center_lines, spatial_dims=spatial_dims
+                kspace.unsqueeze(0),
+                batch,
+                num_sets=self.num_sets,
+                crop=0.0 if self.num_sets == 1 else _CROP_OF_SETS,
+                max_center_lines=self.max_center_lines,
+                spatial_dims=spatial_dims,
             )[0]
         return estimate_sensitivity_maps(
             kspace.unsqueeze(0),

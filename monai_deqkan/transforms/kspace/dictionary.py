@@ -275,6 +275,7 @@ class EstimateSensitivityMapsd(MapTransform):
         replace: whether maps that the item has already are replaced.
         allow_empty: see :class:`EstimateSensitivityMaps`. An item without a mask then gets one, all ones for an empty
             slice, so that nothing later has to infer it.
+        num_sets: see :class:`EstimateSensitivityMaps`.
     """
 
     def __init__(
@@ -289,12 +290,13 @@ class EstimateSensitivityMapsd(MapTransform):
         *,
         replace: bool = True,
         allow_empty: bool = False,
+        num_sets: int = 1,
     ) -> None:
         super().__init__(one_key(keys), allow_missing_keys)
         self.replace = replace
         self.mask_key = mask_key
         self.maps_key = maps_key
-        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method, allow_empty)
+        self.estimate = EstimateSensitivityMaps(num_center_lines, max_center_lines, method, allow_empty, num_sets)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Add the maps."""

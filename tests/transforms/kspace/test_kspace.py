@@ -91,6 +91,16 @@ def test_load_refuses_bad_files(tmp_path, datasets, message):
         LoadKspaceSlice()(path, 1 if "0 to" in message else 0)
 
 
+def test_several_map_sets_of_a_scan_and_of_an_empty_slice():
+    kspace = simulated()
+    estimate = EstimateSensitivityMapsd(method="espirit", num_sets=2, allow_empty=True)
+    maps = estimate({"kspace": kspace})["sensitivity_maps"]
+    expected = espirit_maps(kspace[None], num_sets=2, crop=0.8)[0]
+    torch.testing.assert_close(maps, expected)
+    empty = estimate({"kspace": torch.zeros_like(kspace)})["sensitivity_maps"]
+    assert empty.shape == maps.shape == (2, *kspace.shape)
+
+
 def test_broken_slices_are_zeros_with_a_mark_by_choice(tmp_path, caplog):
     data = np.ones((2, 2, 4, 5), complex)
     data[1, 0, 2, 3] = np.nan
@@ -325,6 +335,8 @@ def test_training_chain_is_consistent(tmp_path):
         (lambda k: ReferenceImage()(k, torch.ones(5, 40, 36, dtype=k.dtype)), "after the same crop"),
         (lambda k: EstimateSensitivityMaps(8, method="espirit"), "num_center_lines"),
         (lambda k: EstimateSensitivityMaps(method="walsh"), "method"),
+        (lambda k: EstimateSensitivityMaps(num_sets=2), "espirit"),
+        (lambda k: EstimateSensitivityMaps(method="espirit", num_sets=0), "num_sets"),
     ],
 )
 def test_bad_input_is_refused(call, message):
