@@ -143,7 +143,8 @@ def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
     moved = sorted(Path(ckpt_dir).glob("previous*"))
     where = f" The models of the training before are in {moved[-1]}: move them back to use them." if moved else ""
     raise FileNotFoundError(
-        f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False.{where}"
+        f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False."
+        f"{where}"
     )
 
 
