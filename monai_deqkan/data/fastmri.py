@@ -215,7 +215,8 @@ def write_kspace(
     data = check_tensor("kspace", torch.as_tensor(kspace))
     if data.ndim != 4 or not data.is_complex():
         raise ValueError(
-            f"`kspace` must be complex of shape (slices, K, H, W); got {data.dtype} of shape {tuple(data.shape)}."
+            f"`kspace` must be complex of shape (slices, K, H, W), K coils, 1 for single-coil data; got {data.dtype} "
+            f"of shape {tuple(data.shape)}."
         )
     check_finite("kspace", data)
     if reference_rss is None:

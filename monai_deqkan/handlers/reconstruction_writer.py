@@ -1,4 +1,4 @@
-"""Reconstructions as fastMRI-style HDF5 or NIfTI volumes, with a table of how each slice's solve went."""
+"""Reconstructions as fastMRI-style HDF5 or NIfTI volumes and pictures, with a table of how each slice's solve went."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch import nn
 from monai_deqkan._checks import check_choice
 from monai_deqkan._complex import as_complex
 from monai_deqkan.handlers.iteration_recorder import IterationRecorder
+from monai_deqkan.handlers.slice_sheet import slice_sheet
 from monai_deqkan.metrics import border_signal, kspace_statistics, outside_training
 from monai_deqkan.networks import EquilibriumError, EquilibriumProbe
 from monai_deqkan.solvers import SolveStatus
@@ -34,6 +35,7 @@ _NOTE = "Research only; not for clinical use."
 _NUMBERS = ("evaluations", "relative_residual", "certified_factor", "error_bound", "estimated_error")
 _COLUMNS = ("evaluations", "relative_residual", "status", *_NUMBERS[2:], "border_signal", "unlike_training")
 _MUCH_AT_THE_BORDER = 0.1
+_ENDINGS = {"h5": ".h5", "nifti": ".nii.gz", "png": ".png"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ReconstructionWriter:
     Args:
         output_dir: folder to write into; made where absent.
         dataset_dir: folder that files were read from; folders below it are kept.
-        formats: ``"h5"``, ``"nifti"``, or both.
+        formats: ``"h5"``, ``"nifti"``, ``"png"`` (the slices of a file side by side, to look at), or several.
         image_size: rows and columns to keep around the centre, -1 for all; ``"recon"``: those of the scanner's image,
             see :func:`recon_shape`, as fastMRI scores them. None keeps the image as it is.
         network: the network that the evaluator calls; None leaves the columns of errors empty.
@@ -102,7 +104,7 @@ class ReconstructionWriter:
         self.root = Path(dataset_dir).absolute()
         self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
         for name in self.formats or ("",):
-            check_choice("formats", name, ("h5", "nifti"))
+            check_choice("formats", name, tuple(_ENDINGS))
         if isinstance(image_size, str):
             check_choice("image_size", image_size, ("recon",))
         elif image_size is not None and len(image_size) != 2:
@@ -154,7 +156,8 @@ class ReconstructionWriter:
                 self._targets[source] = self._new_target(source)
                 self._source = source
             target = self._targets[source]
-            written = target if "h5" in self.formats else target.with_suffix(".nii.gz")
+            first = next(name for name in _ENDINGS if name in self.formats)
+            written = target if first == "h5" else target.with_suffix(_ENDINGS[first])
             name = written.relative_to(self.output_dir).as_posix()
             if sample.get("broken"):
                 rows.append([name, index, *("broken" if column == "status" else "" for column in _COLUMNS)])
@@ -254,6 +257,12 @@ class ReconstructionWriter:
             for name, volume in volumes.items():
                 ending = ".nii.gz" if name == "reconstruction" else f"_{name}.nii.gz"
                 nib.save(self._nifti(volume, indices), target.with_name(target.stem + ending))
+        if "png" in self.formats:
+            labels = [f"slice {part.index} {part.solve.get('status', '')}" for part in slices]
+            for name, volume in volumes.items():
+                note = f"{name}; {_NOTE}"
+                ending = ".png" if name == "reconstruction" else f"_{name}.png"
+                slice_sheet(volume, labels, note).save(target.with_name(target.stem + ending))
         self._slices = []
 
     def _is_simulated(self) -> bool:
@@ -313,7 +322,8 @@ class ReconstructionWriter:
         while target in self._targets.values():
             number += 1
             target = first.with_name(f"{first.stem}_{number}{first.suffix}")
-        for path in (target, target.with_suffix(".nii.gz"), target.with_name(f"{target.stem}_spread.nii.gz")):
+        endings = [ending for kind in (".nii.gz", ".png") for ending in (kind, f"_spread{kind}")]
+        for path in (target, *(target.with_name(target.stem + ending) for ending in endings)):
             if path.exists():
                 raise FileExistsError(f"{path} exists and was not touched. Name a new `output_dir`, or move it away.")
         return target

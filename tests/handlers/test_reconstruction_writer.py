@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from PIL import Image
 
 from monai_deqkan.data import write_kspace
 from monai_deqkan.handlers import ReconstructionWriter
@@ -133,6 +134,20 @@ def test_nifti_of_a_lower_resolution_has_larger_pixels(tmp_path):
     source = write_source(tmp_path / "in" / "a.h5", pixel_size=(0.5, 0.7, 5.0))
     run(tmp_path, [(source, 0, 1.0)], size=(3, 4), formats=["h5", "nifti"], pixel_scale=[2.0, 1.0])
     assert nib.load(tmp_path / "out" / "a.nii.gz").header.get_zooms() == pytest.approx((0.7, 1.0, 5.0))
+
+
+def test_pictures_to_look_at(tmp_path):
+    file = tmp_path / "in" / "a.h5"
+    rows = run(tmp_path, [(file, i, 1.0 + i) for i in range(7)], spread=1.0, size=(30, 20), formats="png")
+    assert {row["file"] for row in rows} == {"a.png"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a_spread.png", "slices.csv"]
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert picture.size == (5 * 200, 2 * (300 + 16) + 16)  # five in a row, ten times as large
+        grey = np.asarray(picture)
+    assert grey[16 + 150, 100] == round(255 / 7)  # the first, with one window for all
+    assert grey[316 + 16 + 150, 300] == 255
+    with pytest.raises(FileExistsError, match=r"a\.png"):
+        run(tmp_path, [(file, 0, 1.0)])
 
 
 @pytest.mark.parametrize(("size", "kept"), [("recon", (4, 3)), ([3, -1], (3, 5)), ([9, 2], (7, 2))])

@@ -62,7 +62,9 @@ class UNetDenoiser(nn.Module):
         self.channels = check_int("channels", channels)
         check_int("num_blocks", num_blocks)
         if not isinstance(features, Sequence) or len(features) < 2:
-            raise ValueError(f"`features` must name the channels of at least two levels; got {features!r}.")
+            raise ValueError(
+                f"`features` must name the channels of at least two levels, such as (24, 48); got {features!r}."
+            )
         widths = [check_int("features", width) for width in features]
         self.takes_noise_level = not blind
         self.coarsest = 2 ** (len(widths) - 1)  # pixels of the image in one of the last level, per axis
