@@ -195,9 +195,9 @@ class ReweightedCell(nn.Module):
         """Return the variables in which the system at an image is solved."""
         operator = cast(MRIOperator, measurement.operator)
         prior = self.prior.diagonals(measurement.as_images(z), kernels, weights)
-        weight, scale = (values.flatten(1)[:, :1] for values in (weight, measurement.curvature.view(-1, 1)))
         pixels, frequencies = (
-            data / _spread(scale, data) + _spread(weight, data) * own.view(len(z), *data.shape[1:])
+            data / _per_sample(measurement.curvature, data)
+            + _per_sample(weight, data) * own.view(len(z), *data.shape[1:])  # those of map sets came as samples
             for data, own in zip(operator.normal_diagonals(), prior, strict=True)
         )
         return Preconditioner(pixels.to(z.dtype), frequencies.to(z.dtype), z.ndim - 2 - operator.has_sets)
@@ -248,8 +248,8 @@ class ReweightedCell(nn.Module):
         )
 
 
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """Return ``(B, 1)`` with as many axes as ``like``."""
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Return one value of each sample with as many axes as ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
