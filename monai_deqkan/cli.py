@@ -140,7 +140,7 @@ def _add_reconstruction(commands: Any, common: argparse.ArgumentParser) -> None:
     shared.add_argument(
         "--maps-method",
         metavar="NAME",
-        help="coil maps: low_frequency or espirit (default: those of the first bundle that is named, else the former)",
+        help="coil maps: low_frequency or espirit (default: what the first bundle that knows says, else the former)",
     )
     shared.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="score the centre, such as 320 320")
     shared.add_argument("--slices", nargs="+", type=int, metavar="I", help="indices of slices in each file")

@@ -140,8 +140,8 @@ def latest_checkpoint(ckpt_dir: str | os.PathLike[str]) -> str:
             _LOGGER.warning("Passing over a checkpoint that cannot be read: %s (%s).", path, error)
         else:
             return str(path)
-    moved = sorted(Path(ckpt_dir).glob("previous*"))
-    where = f" The models of the training before are in {moved[-1]}: move them back to use them." if moved else ""
+    moved = max(Path(ckpt_dir).glob("previous*"), key=lambda path: path.stat().st_mtime, default=None)
+    where = f" The models of the training before are in {moved}: move them back to use them." if moved else ""
     raise FileNotFoundError(
         f"No readable checkpoint `checkpoint_epoch=*.pt` in {ckpt_dir}. Start a new training with --resume False."
         f"{where}"

@@ -60,14 +60,15 @@ class ReconstructionWriter:
 
     The table has one line per slice: file, slice, and of its solve ``evaluations``, ``relative_residual`` and
     ``status``. A sample marked ``broken`` (:class:`~monai_deqkan.transforms.LoadKspaceSliced`) has a line with that
-    status, and no image. With ``network`` also ``certified_factor`` and ``error_bound``: how far the image is from the
+    status, and no image; a file of broken slices alone is not written. With ``network`` also ``certified_factor`` and
+    ``error_bound``: how far the image is from the
     equilibrium at most, relative to its root mean square. It is proven (see
     :class:`~monai_deqkan.networks.EquilibriumError`), and empty for a network without a certificate. With
     ``estimate_error`` also ``estimated_error``: the same quantity estimated, which is not proven. ``unlike_training``
     names what of the data (coils, rows, columns, acceleration, noise level) lies outside the range of the training
     data. ``border_signal`` is that of :func:`~monai_deqkan.metrics.border_signal`, with a line in the log where an
-    object seen with one map set reaches the border. The group ``solve`` of the HDF5 file holds all this, too; the
-    attributes of ``spread`` say how it was made.
+    object seen with one map set reaches the border. The group ``solve`` of the HDF5 file holds all this
+    of its slices, too; the attributes of ``spread`` say how it was made.
 
     A NIfTI volume has the axes (columns, rows, slices), and the pixel size of the file's ISMRMRD header; without one
     pixels of 1 mm, with a line in the log. Position and orientation are not in that header: the affine says what a
@@ -209,7 +210,7 @@ class ReconstructionWriter:
             logger.warning(
                 "The object in %s reaches the border of the field of view along the phase encoding. If it folds over "
                 "there, one map set cannot hold it, and the image is wrong however well the solve converged: compare "
-                "with two, `--num_map_sets 2`.",
+                "with two, `--maps_method espirit --num_map_sets 2`.",
                 source,
             )
         return share

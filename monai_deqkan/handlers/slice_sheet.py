@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["slice_sheet"]
 
-_COLUMNS, _LARGEST = 5, 320  # slices in a row; pixels of a slice's longer side at least, by whole factors
+_COLUMNS, _LARGEST = 5, 320  # slices in a row; small ones are enlarged by whole factors up to so many pixels
 _LINE = 16  # height of a line of text in pixels
 
 

@@ -82,7 +82,7 @@ def border_signal(image: Tensor) -> float:
     level = 0.3 * float(np.quantile(pixels.cpu().numpy(), 0.98))
     width = max(1, pixels.shape[-1] // 40)
     sides = torch.stack([pixels[..., :width].mean(dim=-1), pixels[..., -width:].mean(dim=-1)])
-    return float((sides > max(level, 0.0)).double().flatten(1).mean(dim=1).max()) if level > 0 else 0.0
+    return float((sides > level).double().flatten(1).mean(dim=1).max()) if level > 0 else 0.0
 
 
 def kspace_statistics(kspace: Tensor, mask: Tensor | None = None, *, size: bool = True) -> dict[str, float]:

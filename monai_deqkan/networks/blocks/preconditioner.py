@@ -13,7 +13,7 @@ _LEAST = 1e-3  # of the diagonals, relative to their mean: nothing is divided by
 
 
 class Preconditioner:
-    r"""A change of variables :math:`x = S y` that makes a self-adjoint matrix :math:`M` of images about the identity.
+    r"""A change of variables :math:`x = S y` that brings a self-adjoint matrix :math:`M` of images near the identity.
 
     .. math:: S = D^{-1/2} F^H P^{-1/2}, \qquad S^H M S\, y = S^H b
 

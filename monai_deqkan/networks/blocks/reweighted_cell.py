@@ -108,7 +108,8 @@ class ReweightedCell(nn.Module):
         super().__init__()
         if not isinstance(prior, EnergyPrior):
             raise TypeError(
-                f"The reweighted form needs a prior with an energy, such as WeaklyConvexRidgeDenoiser; got "
+                f"The reweighted form needs a prior with an energy and all methods of EnergyPrior, such as "
+                f"WeaklyConvexRidgeDenoiser; got "
                 f"{type(prior).__name__}. Take another form, or that prior."
             )
         self.prior = prior
@@ -193,14 +194,16 @@ class ReweightedCell(nn.Module):
         self, z: Tensor, measurement: Measurement, weight: Tensor, kernels: list[Tensor], weights: list[Tensor]
     ) -> Preconditioner:
         """Return the variables in which the system at an image is solved."""
-        operator = cast(MRIOperator, measurement.operator)
+        operator, sets = measurement.operator, getattr(measurement.operator, "has_sets", False)
         prior = self.prior.diagonals(measurement.as_images(z), kernels, weights)
+        one = z.new_ones([1] * (z.ndim - 1))
+        known = operator.normal_diagonals() if isinstance(operator, MRIOperator) else (one, one)
         pixels, frequencies = (
             data / _per_sample(measurement.curvature, data)
-            + _per_sample(weight, data) * own.view(len(z), *data.shape[1:])  # those of map sets came as samples
-            for data, own in zip(operator.normal_diagonals(), prior, strict=True)
+            + _per_sample(weight, data) * (own.unflatten(0, (len(z), -1)) if sets else own)
+            for data, own in zip(known, prior, strict=True)
         )
-        return Preconditioner(pixels.to(z.dtype), frequencies.to(z.dtype), z.ndim - 2 - operator.has_sets)
+        return Preconditioner(pixels.to(z.dtype), frequencies.to(z.dtype), z.ndim - 2 - sets)
 
     def _solve(
         self, matrix: Callable[[Tensor], Tensor], b: Tensor, variables: Preconditioner, *, precise: bool = False

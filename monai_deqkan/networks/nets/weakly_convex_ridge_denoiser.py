@@ -166,8 +166,9 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
         for part, weight in zip(_parts(kernels), weights, strict=True):
             spacing = 2**part.set_index
             spread = _joined(_correlated(weight, part.kernel.square()), spacing, (batch, 1, *space))
-            # The squares of (1, 2, 1) / 4 add up to 3 / 8.
-            pixels = pixels + (3 / 8) ** (self.spatial_dims * part.set_index) * _blurred(spread, part.set_index)
+            # What the squares of the blur, a triangle of width 2 spacing - 1, add up to per axis.
+            squares = (2 * spacing**2 + 1) / (3 * spacing**3)
+            pixels = pixels + squares**self.spatial_dims * _blurred(spread, part.set_index)
             mean = weight.mean(dim=axes).view(batch, -1, len(part.kernel)).mean(dim=1)
             sizes = [2 * part.kernel.shape[-1]] * self.spatial_dims  # no autocorrelation wraps around
             power = torch.fft.fftn(part.kernel.squeeze(1), s=sizes, dim=axes).abs().square()
@@ -278,6 +279,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
 
 def _asinh_increase(size: Tensor, tail: Tensor) -> Tensor:
     r"""Return :math:`\operatorname{asinh}(s / t) - \operatorname{asinh}(1 / t)` for sizes of at least one."""
+    # asinh(s / t) = log(s + sqrt(s^2 + t^2)) - log t; the difference of the two roots as a quotient.
     start, end = (1 + tail.square()).sqrt(), (size.square() + tail.square()).sqrt()
     more = (size - 1) * (1 + (size + 1) / (start + end))
     return torch.log1p(more / (1 + start))

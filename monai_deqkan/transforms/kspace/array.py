@@ -38,7 +38,7 @@ __all__ = [
     "kspace_file_shape",
 ]
 
-_CROP_OF_SETS = 0.8
+_CROP_OF_SETS = 0.8  # `crop` of espirit_maps: without one, further sets hold noise where one coil pattern explains all
 
 
 def kspace_file_shape(path: str | Path) -> tuple[int, int, int, int]:
@@ -339,17 +339,18 @@ class EstimateSensitivityMaps(Transform):
             single coil.
         """
         check_kspace(kspace)
+        num_sets = min(self.num_sets, len(kspace))  # a single coil has one
         if self.allow_empty and not bool(kspace.any()):
             maps = torch.full_like(kspace, len(kspace) ** -0.5)
-            return maps if self.num_sets == 1 else maps.expand(self.num_sets, *maps.shape).clone()
+            return maps if num_sets == 1 else maps.expand(num_sets, *maps.shape).clone()
         batch = None if mask is None else mask.unsqueeze(0)
         spatial_dims = kspace.ndim - 1
         if self.method == "espirit":
             return espirit_maps(
                 kspace.unsqueeze(0),
                 batch,
-                num_sets=self.num_sets,
-                crop=0.0 if self.num_sets == 1 else _CROP_OF_SETS,
+                num_sets=num_sets,
+                crop=0.0 if num_sets == 1 else _CROP_OF_SETS,
                 max_center_lines=self.max_center_lines,
                 spatial_dims=spatial_dims,
             )[0]

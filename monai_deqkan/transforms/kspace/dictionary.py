@@ -66,9 +66,9 @@ class LoadKspaceSliced(MapTransform):
         keys: keys of paths, such as ``"kspace"``.
         slice_key: key of the slice's index.
         source_key: key under which the path is kept.
+        allow_missing_keys: whether to skip absent keys.
         allow_broken: whether a slice with values that are not finite is loaded as zeros, with a line in the log;
             ``"broken"`` then says of each slice whether it was one. Otherwise it is an error.
-        allow_missing_keys: whether to skip absent keys.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class LoadKspaceSliced(MapTransform):
         keys: KeysCollection = "kspace",
         slice_key: str = "slice",
         source_key: str = "source",
-        allow_broken: bool = False,
         allow_missing_keys: bool = False,
+        *,
+        allow_broken: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.slice_key = slice_key
@@ -94,9 +95,10 @@ class LoadKspaceSliced(MapTransform):
             path = item[key]
             item[key] = self.load(path, item[self.slice_key])
             item[self.source_key] = str(path)
+            broken = self.allow_broken and not bool(item[key].isfinite().all())
             if self.allow_broken:
-                item["broken"] = not bool(item[key].isfinite().all())
-            if item.get("broken"):
+                item["broken"] = broken or bool(item.get("broken"))
+            if broken:
                 logger.warning("Slice %s of %s holds NaN or infinite values: left out.", item[self.slice_key], path)
                 item[key] = torch.zeros_like(item[key])
         return item

@@ -8,7 +8,7 @@ from monai_deqkan.losses import JacobianLoss
 from monai_deqkan.networks.blocks import Measurement, ReweightedCell
 from monai_deqkan.networks.layers import DEQLayer
 from monai_deqkan.networks.nets import DEQReconstructor, DnCNN, WeaklyConvexRidgeDenoiser
-from monai_deqkan.operators import MRIOperator, smooth_coil_maps
+from monai_deqkan.operators import LinearOperator, MRIOperator, smooth_coil_maps
 from monai_deqkan.solvers import AndersonSolver
 
 SHAPES = [(6, 7), (4, 3, 5)]
@@ -69,17 +69,42 @@ def test_diagonals_make_the_solves_shorter_and_ones_will_do(monkeypatch):
     shape = (24, 20)
     measurement, kspace, z = scene(shape, batch=1, share=0.4)
     z = 10 * z  # weights from one to next to nothing
-    energies = {}
+    energies, ones = {}, (torch.ones(1, *shape).double(),) * 2
     for known in (True, False):
         cell = build(tail=2.0, cg_max_iter=4)
         if not known:
-            for owner in (cell.prior, measurement.operator):
-                method = next(name for name in ("diagonals", "normal_diagonals") if hasattr(owner, name))
-                monkeypatch.setattr(owner, method, lambda *_: (torch.ones(1, *shape).double(),) * 2)
+            monkeypatch.setattr(cell.prior, "diagonals", lambda *_: ones)
+            monkeypatch.setattr(measurement.operator, "normal_diagonals", lambda: ones)
         with torch.no_grad():
             energies[known] = [float(cell.energy(z, measurement, kspace))]
             energies[known].append(float(cell.energy(cell(z, (measurement, z)), measurement, kspace)))
     assert energies[True][1] < energies[False][1] < energies[False][0]
+
+
+def test_an_operator_without_maps_or_of_another_kind():
+    class Plain(LinearOperator):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def adjoint(self, y):
+            return self.inner.adjoint(y)
+
+        def take(self, rows):
+            return Plain(self.inner.take(rows))
+
+    torch.manual_seed(0)
+    operator = MRIOperator(torch.tensor([True, False, True, True, False, True, True]).view(1, 1, 1, 7))
+    z = torch.randn(2, 2, 6, 7)
+    kspace = operator(torch.randn(2, 6, 7, dtype=torch.complex64))
+    cell = build(cg_rtol=1e-6, cg_max_iter=60).float()
+    bare = Measurement.of(operator, kspace)
+    with torch.no_grad():
+        found = cell(z, (bare, z))
+        other = cell(z, (Measurement(Plain(operator), bare.back_projection, bare.curvature), z))
+    torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_of_the_equilibrium_by_finite_differences():

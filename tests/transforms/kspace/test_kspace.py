@@ -99,6 +99,7 @@ def test_several_map_sets_of_a_scan_and_of_an_empty_slice():
     torch.testing.assert_close(maps, expected)
     empty = estimate({"kspace": torch.zeros_like(kspace)})["sensitivity_maps"]
     assert empty.shape == maps.shape == (2, *kspace.shape)
+    assert estimate({"kspace": kspace[:1]})["sensitivity_maps"].shape == kspace[:1].shape  # one coil has one set
 
 
 def test_broken_slices_are_zeros_with_a_mark_by_choice(tmp_path, caplog):
