@@ -14,13 +14,15 @@ def complex_to_channels(image: Tensor) -> Tensor:
 
 
 def channels_to_complex(image: Tensor) -> Tensor:
-    """Turn two real channels ``(B, 2, *space)`` into a complex image ``(B, *space)``.
+    """Turn two real channels ``(B, 2, *space)`` into a complex image ``(B, *space)``; bfloat16 into complex64.
 
     Raises:
         ValueError: if axis 1 does not have two channels.
     """
     if image.ndim < 2 or image.shape[1] != 2:
         raise ValueError(f"A complex image as channels must have shape (B, 2, *space); got {tuple(image.shape)}.")
+    if image.dtype == torch.bfloat16:  # which has no complex form
+        image = image.float()
     return torch.complex(image[:, 0].contiguous(), image[:, 1].contiguous())
 
 

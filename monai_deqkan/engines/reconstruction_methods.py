@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_deqkan._checks import did_you_mean
-from monai_deqkan.engines.bundle import load_weights
+from monai_deqkan.engines.bundle import load_task, load_weights
 from monai_deqkan.metrics import magnitude
 from monai_deqkan.operators import MRIOperator, combine_map_sets
 from monai_deqkan.solvers import SolveRecorder
@@ -157,8 +157,7 @@ def trained_maps_method(name: str | Path) -> str | None:
         return None
     try:
         _, weights = _find_model(name)
-        sampling = json.loads((weights.parent / "model.json").read_text(encoding="utf-8"))["sampling"]
-        return str(sampling["maps_method"])
+        return str(load_task(weights.with_name("model.json"))["sampling"]["maps_method"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

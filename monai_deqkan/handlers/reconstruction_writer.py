@@ -21,11 +21,11 @@ from torch import nn
 from monai_deqkan._checks import check_choice
 from monai_deqkan._complex import as_complex
 from monai_deqkan.handlers.iteration_recorder import IterationRecorder
-from monai_deqkan.handlers.slice_sheet import slice_sheet
 from monai_deqkan.metrics import border_signal, kspace_statistics, outside_training
 from monai_deqkan.networks import EquilibriumError, EquilibriumProbe
 from monai_deqkan.solvers import SolveStatus
 from monai_deqkan.transforms import kspace_file_shape, read_kspace_header, recon_shape
+from monai_deqkan.visualize.slice_sheet import slice_sheet
 
 __all__ = ["ReconstructionWriter"]
 

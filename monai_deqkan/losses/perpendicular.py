@@ -94,16 +94,10 @@ class PerpendicularLoss(_Loss):
             ValueError: if the shapes differ, or real images do not have two channels.
         """
         check_same_shape("prediction", prediction, "target", target)
-        first, second = map(_as_complex, (prediction, target))
+        first, second = (x if x.is_complex() else channels_to_complex(x) for x in (prediction, target))
         # The gradient of a complex abs at zero is zero in torch, that of a square root of squares is NaN.
         magnitude = (first.abs() - second.abs()).abs() ** self.power
         loss = perpendicular_distance(first, second, self.eps) + self.magnitude_weight * magnitude
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
-
-
-def _as_complex(image: Tensor) -> Tensor:
-    if image.is_complex():
-        return image
-    return channels_to_complex(image.float() if image.dtype == torch.bfloat16 else image)

@@ -26,7 +26,7 @@ class LinearOperator(ABC):
     r"""A linear map :math:`A` between complex tensors that treats the samples of a batch independently.
 
     A subclass gives :meth:`forward`, :meth:`adjoint` and :meth:`take`. What it holds (masks, maps) is fixed when it is
-    built; no call changes it. Operators compose with ``@``, as matrices do.
+    built; no call changes it, though one may keep what it found. Operators compose with ``@``, as matrices do.
 
     Example:
         >>> import torch

@@ -120,7 +120,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
             own = spectrum.abs().square().sum(dim=(0, 1))
             for axis in range(self.spatial_dims):
                 own = own.index_select(axis, 2**index * torch.arange(_NORM_GRID, device=own.device) % _NORM_GRID)
-            power = power + own * _blur_power(index, self.spatial_dims, own)
+            power = power + own * _blur_power(index, own)
         scale = power.amax().clamp_min(1e-20).rsqrt().to(kernels[0].dtype)
         return [scale * kernel for kernel in kernels]
 
@@ -174,7 +174,7 @@ class WeaklyConvexRidgeDenoiser(nn.Module):
             power = torch.fft.fftn(part.kernel.squeeze(1), s=sizes, dim=axes).abs().square()
             correlation = torch.fft.ifftn(torch.tensordot(mean, power, dims=1), dim=axes).real
             spectrum = torch.fft.fftn(_placed(correlation, spacing, space), dim=axes).real
-            frequencies = frequencies + spectrum * _blur_power(part.set_index, self.spatial_dims, frequencies[0])
+            frequencies = frequencies + spectrum * _blur_power(part.set_index, frequencies[0])
         return pixels.squeeze(1), frequencies.clamp_min(0.0)
 
     def gradient(self, image: Tensor, kernels: list[Tensor]) -> Tensor:
@@ -360,7 +360,7 @@ def _blurred(x: Tensor, times: int, *, adjoint: bool = False) -> Tensor:
     return x
 
 
-def _blur_power(times: int, spatial_dims: int, like: Tensor) -> Tensor:
+def _blur_power(times: int, like: Tensor) -> Tensor:
     """Return the squared transfer function of `_blurred` on a grid of frequencies, of the shape of ``like``."""
     power = torch.ones_like(like)
     for axis, size in enumerate(like.shape):
@@ -368,7 +368,7 @@ def _blur_power(times: int, spatial_dims: int, like: Tensor) -> Tensor:
         line = torch.ones_like(frequency)
         for step in range(times):
             line = line * (0.5 + 0.5 * torch.cos(2**step * frequency))
-        power = power * line.square().view([-1 if other == axis else 1 for other in range(spatial_dims)])
+        power = power * line.square().view([-1 if other == axis else 1 for other in range(like.ndim)])
     return power
 
 

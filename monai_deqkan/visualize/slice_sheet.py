@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from skimage.util import montage
 
 __all__ = ["slice_sheet"]
 
@@ -26,14 +27,13 @@ def slice_sheet(volume: NDArray[np.floating], labels: Sequence[str], note: str) 
     top = float(np.quantile(volume, 0.995)) or 1.0
     grey = np.round(255 * np.clip(volume / top, 0.0, 1.0)).astype(np.uint8)
     factor = max(1, _LARGEST // max(grey.shape[1:]))
-    height, width = (factor * size for size in grey.shape[1:])
+    labelled = np.pad(grey.repeat(factor, 1).repeat(factor, 2), ((0, 0), (_LINE, 0), (0, 0)))
     columns = min(_COLUMNS, len(grey))
-    rows = math.ceil(len(grey) / columns)
-    sheet = Image.new("L", (columns * width, rows * (height + _LINE) + _LINE))
+    pictures = montage(labelled, fill=0, grid_shape=(math.ceil(len(grey) / columns), columns))
+    sheet = Image.fromarray(np.pad(pictures, ((0, _LINE), (0, 0))))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for place, (picture, label) in enumerate(zip(grey, labels, strict=True)):
-        left, upper = place % columns * width, place // columns * (height + _LINE)
-        draw.text((left + 2, upper + 2), label, fill=255, font=font)
-        sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (left, upper + _LINE))
+    for place, label in enumerate(labels):
+        row, column = divmod(place, columns)
+        draw.text((column * labelled.shape[2] + 2, row * labelled.shape[1] + 2), label, fill=255, font=font)
     draw.text((2, sheet.height - _LINE + 2), note, fill=255, font=font)
     return sheet

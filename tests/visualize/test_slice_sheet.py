@@ -1,6 +1,6 @@
 import numpy as np
 
-from monai_deqkan.handlers.slice_sheet import slice_sheet
+from monai_deqkan.visualize.slice_sheet import slice_sheet
 
 
 def test_slices_keep_their_pixels_below_their_labels():
