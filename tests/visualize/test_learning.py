@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai_deqkan.visualize import plot_bars, plot_learning_curves
 
 def test_no_module_imports_matplotlib_at_its_top_and_none_imports_pyplot():
     files = list(Path(monai_deqkan.visualize.__file__).parent.glob("*.py"))
-    assert len(files) == 17
+    assert Path(inspect.getfile(plot_learning_curves)) in files  # the folder that is meant, and not an empty one
     for file in files:
         tree = ast.parse(file.read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
