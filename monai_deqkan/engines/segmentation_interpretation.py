@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.engines.first_layer_filters import FirstLayerFilters, first_layer_filters
-from monai_deqkan.engines.segmentation_probe import SegmentationProbe
+from monai_deqkan.engines.segmentation_probe import SegmentationProbe, live_edges
 from monai_deqkan.networks.layers import (
     InputStatistics,
     KANEdge,
@@ -113,6 +113,7 @@ def interpret_segmenter(
         "pruning": [asdict(row) for row in probe.pruning_cost(amounts)],
     }
     numbers["edges"] = sum(row["edges"] for row in numbers["layers"])
+    numbers["live_edges"] = live_edges(network)
     numbers["dead_edges"] = sum(row["dead_edges"] for row in numbers["layers"])
     return SegmenterInterpretation(numbers, samples, filters)
 
@@ -226,6 +227,7 @@ def _filter_numbers(filters: FirstLayerFilters) -> dict[str, Any]:
     return {
         "layer": filters.layer,
         "is_kan": filters.is_kan,
+        "chance": filters.chance,
         "filters": [
             {**asdict(label), "kernel": kernel.tolist(), "linear_share": None if share is None else float(share[index])}
             for index, (label, kernel) in enumerate(zip(filters.labels, filters.kernels, strict=True))

@@ -62,7 +62,9 @@ class KANGridHandler:
         TypeError: if an epoch or number is of the wrong kind.
 
     Reference:
-        The schedule of KM-UNet's algorithm 3, "adapt the grid to the data, then extend it"; its refit is another one.
+        The schedule, to adapt the grid to the data and then to extend it, is that of the KM-UNet in the project's
+        founding proposal, which has no public reference; its refit is another one. Extension: Z. Liu et al., "KAN:
+        Kolmogorov-Arnold networks", ICLR 2025, section 2.4.
     """
 
     def __init__(

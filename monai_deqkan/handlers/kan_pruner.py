@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.best_model import replace_json, unwrapped
-from monai_deqkan.networks.layers import prune_edges
+from monai_deqkan.networks.layers import KANMask, prune_edges
 from monai_deqkan.networks.layers.kan_inputs import kan_layers, record_inputs
 
 __all__ = ["KANPruner"]
@@ -88,6 +89,7 @@ class KANPruner:
         called = record_inputs(self.network, batches[:1], max_samples=1).layers
         seen = all(name in called for name in kan_layers(self.network))
         report = prune_edges(self.network, inputs=batches if seen else None, **self.settings)
+        self._share_masks()
         self.logger.info("Pruned:\n%s", report)
         self.record = {
             "notice": "Research only; not for clinical use.",
@@ -104,6 +106,14 @@ class KANPruner:
             ],
         }
         self._write()
+
+    def _share_masks(self) -> None:
+        """Give all processes the masks of the first: each has seen other augmented images."""
+        if idist.get_world_size() == 1:
+            return
+        for part in self.network.modules():
+            if isinstance(part, KANMask):
+                part.mask.copy_(torch.as_tensor(idist.broadcast(part.mask.to(torch.uint8), src=0)))
 
     def _measure(self) -> float:
         self.evaluator.run()
@@ -129,5 +139,7 @@ class KANPruner:
             self._write()
 
     def _write(self) -> None:
+        if idist.get_rank() > 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(self.path, self.record)

@@ -84,18 +84,28 @@ def _three_slices(image: MetaTensor, mask: MetaTensor) -> NDArray[np.uint8]:
     zoom = math.ceil(_LEAST_SIZE / max(np.array(classes.shape) * spacing / spacing.min()))
     panels = []
     for axis in (2, 1, 0):
-        across, up = zoom * np.delete(spacing, axis) / spacing.min()
-        picture, mask = (np.rot90(volume.take(center[axis], axis)) for volume in (grey, classes))
-        size = (round(picture.shape[1] * across), round(picture.shape[0] * up))
-        panels.append(draw_outlines(_resized(picture, size), _resized(mask, size), (low, high)))
+        picture, drawn = (upright_slice(volume, axis, center[axis], spacing, zoom) for volume in (grey, classes))
+        panels.append(draw_outlines(picture, drawn, (low, high)))
     height = max(panel.shape[0] for panel in panels)
     return np.concatenate([np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in panels], axis=1)
 
 
-def _resized(picture: Any, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Repeat pixels, or leave some out, up to a size (columns, rows)."""
-    resized = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(resized)
+def upright_slice(
+    volume: NDArray[Any], axis: int, index: int, spacing: NDArray[Any], zoom: int = 1
+) -> NDArray[np.float32]:
+    """Cut a volume in RAS+ order, the patient's front or head up, its pixels repeated until they are square.
+
+    Args:
+        volume: ``(X, Y, Z)``.
+        axis: the axis that is cut.
+        index: place on it.
+        spacing: of the voxels along the three axes.
+        zoom: pixels of the picture for the smallest spacing.
+    """
+    across, up = zoom * np.delete(spacing, axis) / spacing.min()
+    picture = np.rot90(volume.take(index, axis)).astype(np.float32)
+    size = (round(picture.shape[1] * across), round(picture.shape[0] * up))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))
 
 
 def _with_legend(picture: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:

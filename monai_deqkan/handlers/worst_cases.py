@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_dice
 from torch import Tensor
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.image_table import plain_batch
+from monai_deqkan.handlers.overlay_writer import upright_slice
 from monai_deqkan.handlers.table import image_name
 from monai_deqkan.visualize.segmentation import plot_segmentation
 
@@ -25,8 +27,8 @@ class WorstCases:
     """Draw ``worst.png``: the images with the lowest Dice, worst first, with both masks and both outlines.
 
     An image's Dice is the mean over the foreground classes that are in either mask; images without any are passed
-    over. Of a volume the slice along the last axis with most wrong voxels is shown. Titles are paths below
-    ``dataset_dir``.
+    over. Of a volume, which must be in RAS+ order, the axial slice with most wrong voxels is shown, the front up.
+    Titles are paths below ``dataset_dir``.
 
     Args:
         output_dir: folder of the picture; made where absent.
@@ -89,6 +91,10 @@ def _pictures(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.nda
     reference, prediction = (plain_batch(sample[key])[0].argmax(dim=0) for key in ("label", "pred"))
     if image.ndim == 3:
         worst = int((reference != prediction).sum(dim=(0, 1)).argmax())
-        image, reference, prediction = (volume[..., worst] for volume in (image, reference, prediction))
+        spacing = np.sqrt((np.asarray(sample["image"].affine)[:3, :3] ** 2).sum(0))
+        image, reference, prediction = (
+            torch.from_numpy(upright_slice(volume.numpy(), 2, worst, spacing).T)
+            for volume in (image, reference, prediction)
+        )
     # Readers put a picture's columns first.
-    return image.T.numpy(), reference.T.numpy(), prediction.T.numpy()
+    return image.T.numpy(), reference.T.long().numpy(), prediction.T.long().numpy()

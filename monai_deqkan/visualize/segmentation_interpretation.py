@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["segmentation_interpretation_report"]
 
 _MOST_FILTERS = 32
-_CHANCE = 0.1  # share of random 3 x 3 kernels that get a label
 _LABELS = {
     "edge": "borders between bright and dark",
     "line": "thin bright or dark lines (texture)",
@@ -145,22 +144,23 @@ def _add_filters(report: Report, first: Mapping[str, Any] | None, patterns: Tens
     shown = min(len(filters), _MOST_FILTERS)
     limits = f" The {shown} with the clearest labels of {len(filters)} are drawn." if shown < len(filters) else ""
     cuts = "" if patterns.dim() == 3 else " Volumes are cut into slices along the first axis, side by side."
+    conclusion = _filter_conclusion(detectors, len(filters), first["chance"])
     report.add_figure(
         plot_filters(patterns, filters),
         "Shows each filter (red: adds, blue: subtracts; white is zero) with the template that it is nearest to and "
         "its correlation with it. A label is given from 0.8 on; below, the nearest template stands in "
-        f"brackets.{limits}{cuts} Conclude: {found}. {_filter_conclusion(detectors, len(filters))} A label tells "
-        "what a filter responds to, not what the network uses it for. By chance, about one in ten 3 x 3 kernels of "
-        "random numbers gets a label too.",
+        f"brackets.{limits}{cuts} Conclude: {found}. {conclusion} A label tells what a "
+        "filter responds to, not what the network uses it for. Of kernels of random numbers, of this size, "
+        f"{first['chance']:.1%} look like edge or texture detectors too.",
         "Small pictures of the kernels in red and blue, each with its label",
     )
 
 
-def _filter_conclusion(detectors: int, count: int) -> str:
+def _filter_conclusion(detectors: int, count: int, chance: float) -> str:
     share = detectors / count
     if share > 0.5:
         return f"Most of the first filters ({detectors} of {count}) detect edges or texture, as classical filters do."
-    if detectors > count * _CHANCE + 2 * (count * _CHANCE * (1 - _CHANCE)) ** 0.5:
+    if detectors > count * chance + 2 * (count * chance * (1 - chance)) ** 0.5:
         return f"{detectors} of {count} filters detect edges or texture; the others have no simple linear description."
     if detectors:
         return (
@@ -270,9 +270,9 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
         report.add_text("This does not apply: activations are the only KAN layers, and their functions are not pruned.")
         return
     full = numbers["dice"]
-    start = max(row["num_edges"] for row in rows)
+    start = numbers["live_edges"]
     # Edges that were zero before go first, and cost nothing.
-    free = [1 - row["num_edges"] / start for row in rows if full - row["dice"] <= 0.01]
+    free = [1 - row["num_edges"] / max(start, 1) for row in rows if full - row["dice"] <= 0.01]
     if free and max(free) > 0:
         conclusion = (
             f"up to {max(free):.0%} of the {start:,} edges that were not zero yet can go at a cost of at most 0.01 "

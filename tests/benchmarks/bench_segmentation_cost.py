@@ -5,7 +5,7 @@
 - **step**: KANUNet, the same network with each KAN convolution replaced by an ordinary one on 9 copies of its input
   channels ("9x", the floor of 8 splines and a base term), and the plain U-Net: the same network with ordinary
   convolutions and ReLU. A step is forward, backward and AdamW.
-- **memory**: the peak of what one step allocates above parameters, with and without checkpointing.
+- **memory**: time and peak (of what one step allocates above parameters) with and without checkpointing.
 - **volume**: the peak of a 3-D training step on 96 x 96 x 96, and of the process.
 - **compressed**: pruned channels taken out, and low rank, beside the dense network.
 - **lighter**: other settings and networks.
@@ -23,13 +23,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.networks.nets import BasicUNet, UNet
+from monai.networks.nets import AttentionUnet, BasicUNet, SegResNet, UNet
 from segmentation_cost import interleaved_ms, multiply_adds, peak_mib
 from torch import Tensor, nn
 
-from monai_deqkan.networks import layers, nets
+from monai_deqkan.networks import layers
 from monai_deqkan.networks.layers import KANConv2d, KANConv3d
-from monai_deqkan.networks.nets import KANUNet
+from monai_deqkan.networks.nets import UKAN, HybridKANUNet, KANUNet
 
 FEATURES = (16, 32, 64, 128, 256)
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {KANConv2d: nn.Conv2d, KANConv3d: nn.Conv3d}
@@ -128,15 +128,10 @@ def step_part(options: argparse.Namespace, x: Tensor) -> None:
 
 
 def memory_part(options: argparse.Namespace, x: Tensor) -> None:
-    print(f"\n### memory: peak of a training step, batch {len(x)}\n\n| network | peak MiB | x plain |\n|---|---|---|")
-    saving = KANUNet(2, 1, 2, FEATURES, checkpointing=True)
     dense = KANUNet(2, 1, 2, FEATURES)
-    networks = {"plain": swapped(dense, plain_conv), "KANUNet": dense}
-    plain = None
-    for name, network in {**networks, "KANUNet, checkpointing": saving}.items():
-        peak = peak_mib(training_step(network, x), x.device.type)
-        plain = plain or peak
-        print(f"| {name} | {peak:.0f} | {peak / plain:.2f} |", flush=True)
+    saving = KANUNet(2, 1, 2, FEATURES, checkpointing=True)
+    networks = {"KANUNet": dense, "KANUNet, checkpointing": saving, "plain": swapped(dense, plain_conv)}
+    report(f"memory: training step, batch {len(x)}", networks, x, training_step, options.repeats)
 
 
 def volume_part(options: argparse.Namespace, x: Tensor) -> None:
@@ -179,13 +174,14 @@ def lighter_part(options: argparse.Namespace, x: Tensor) -> None:
             2, 1, 2, stem_stride=2, num_convs=1, grid_size=3, spline_order=2
         ),
     }
-    for name in ("UKAN", "HybridKANUNet"):
-        if hasattr(nets, name):
-            networks[name] = getattr(nets, name)(2, 1, 2)
-    networks["MONAI UNet 16..256"] = UNet(
-        2, 1, 2, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2
-    )
-    networks["MONAI BasicUNet 32..256"] = BasicUNet(2, 1, 2, features=(32, 32, 64, 128, 256, 32))
+    networks |= {
+        "UKAN": UKAN(2, 1, 2),
+        "HybridKANUNet": HybridKANUNet(2, 1, 2),
+        "MONAI UNet 16..256": UNet(2, 1, 2, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2),
+        "MONAI AttentionUnet 16..256": AttentionUnet(2, 1, 2, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2)),
+        "MONAI SegResNet 16": SegResNet(2, 16, 1, 2),
+        "MONAI BasicUNet 32..256": BasicUNet(2, 1, 2, features=(32, 32, 64, 128, 256, 32)),
+    }
     report(f"lighter: training step, batch {len(x)}", networks, x, training_step, options.repeats)
     report(f"lighter: inference, batch {len(x)}", networks, x, inference, options.repeats)
 

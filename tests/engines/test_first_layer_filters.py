@@ -88,6 +88,12 @@ def test_kan_layer_with_the_functions_of_a_sobel_kernel():
     torch.testing.assert_close(found.linear_share.float(), torch.ones(2), atol=1e-3, rtol=0)
 
 
+def test_chance_is_that_of_the_kernels_size():
+    small, large = (first_layer_filters(nn.Conv2d(1, 1, size), [torch.rand(1, 1, 8, 8)]) for size in (3, 5))
+    assert 0.05 < small.chance < 0.13  # 0.089 of 4000 random kernels, of which this is a sample of 1000
+    assert large.chance < 0.01
+
+
 def test_slopes_are_those_of_a_line_fit():
     torch.manual_seed(0)
     layer = KANConv2d(2, 2, 3)

@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from monai_deqkan.engines import SegmentationProbe
-from monai_deqkan.networks.layers import KANConv2d, prune_edges
+from monai_deqkan.engines.segmentation_probe import live_edges
+from monai_deqkan.networks.layers import KANConv2d, make_pruning_permanent, prune_edges
 from monai_deqkan.networks.nets import KANUNet
 
 
@@ -110,6 +111,9 @@ def test_pruning_costs_what_pruning_a_copy_costs(batches):
     pruned = copy.deepcopy(network)
     prune_edges(pruned, 0.5, inputs=[(images,) for images in probe.images])
     assert rows[1].dice == probe.dice(probe.logits(pruned))
+    make_pruning_permanent(pruned)
+    assert live_edges(pruned) == rows[1].num_edges  # zeros count, whoever put them there
+    assert SegmentationProbe(pruned, batches).pruning_cost((0.25,))[0].num_edges == rows[1].num_edges
 
 
 def test_activations_are_not_pruned(batches):

@@ -104,7 +104,10 @@ def test_worst_cases_come_in_order_of_their_dice(tmp_path, monkeypatch):
     volume = np.stack([none, lung, none], axis=-1)
     samples = [
         [sample(tmp_path / "good.png", lung, lung), sample(tmp_path / "empty.png", none, none)],
-        [sample(tmp_path / "volume.nii", np.zeros_like(volume), volume), sample(tmp_path / "a" / "b.png", half, lung)],
+        [
+            sample(tmp_path / "volume.nii", np.zeros_like(volume), volume, np.diag([1.0, 2.0, 5.0, 1.0])),
+            sample(tmp_path / "a" / "b.png", half, lung),
+        ],
     ]
     engine = Engine(lambda engine, index: samples[index])
     WorstCases(tmp_path / "out", tmp_path, NAMES, num_cases=2).attach(engine)
@@ -112,6 +115,7 @@ def test_worst_cases_come_in_order_of_their_dice(tmp_path, monkeypatch):
     _, references, predictions, names, titles = shown["arguments"]
     assert titles == ["Dice 0.000\nvolume.nii", "Dice 0.667\na/b.png"]  # 2 * 6 / (6 + 12)
     assert names == NAMES
-    assert np.array_equal(references[0], lung.T)  # the slice with most errors, rows first
+    # The slice with most errors, its first row the patient's front; columns of 1 mm beside rows of 2 mm.
+    assert np.array_equal(references[0], np.rot90(lung).repeat(2, axis=0))
     assert np.array_equal(predictions[1], half.T)
     assert matplotlib.image.imread(tmp_path / "out" / "worst.png").shape[1] == 900

@@ -1,5 +1,6 @@
 import json
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
@@ -79,3 +80,16 @@ def test_heads_that_only_training_calls_do_not_stop_it(tmp_path):
     assert "coarse_heads.0.conv" in {row["layer"] for row in layers}
     units, left = (sum(row[key] for row in layers) for key in ("num_units", "num_left"))
     assert left == units - round(0.5 * units)
+
+
+def test_all_processes_take_the_masks_of_the_first(tmp_path, monkeypatch):
+    first = torch.zeros(4, 4 * KANLinear(4, 4).num_features, dtype=torch.bool)
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "get_rank", lambda: 1)
+    monkeypatch.setattr(idist, "broadcast", lambda mask, src: first.view_as(mask).to(mask.dtype))
+    network = KANLinear(4, 4)
+    trainer = Engine(lambda engine, batch: None)
+    KANPruner(network, evaluator(network), IMAGES, tmp_path).attach(trainer, Engine(lambda engine, batch: None))
+    trainer.run([0], max_epochs=1)
+    assert not network.weight.any()
+    assert not (tmp_path / "pruning.json").exists()  # the first process writes it

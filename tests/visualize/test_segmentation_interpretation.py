@@ -39,13 +39,18 @@ def numbers():
         ],
         "layers_not_called": ["aux"],
         "functions": {"0": [function("sin", True), function("exp", False)]},
-        "first_layer": {"layer": "0", "is_kan": True, "filters": [filter_row("edge"), filter_row("other", 0.3)]},
+        "first_layer": {
+            "layer": "0",
+            "is_kan": True,
+            "chance": 0.1,
+            "filters": [filter_row("edge"), filter_row("other", 0.3)],
+        },
         "channels": [
             {"layer": "0", "channel": channel, "dice_lost": lost, "logit_change": 0.2}
             for channel, lost in ((1, 0.3), (0, -0.02))
         ],
         "pruning": pruning,
-        **{"edges": 18, "dead_edges": 6},
+        **{"edges": 18, "live_edges": 18, "dead_edges": 6},
     }
 
 
@@ -81,6 +86,7 @@ def test_labels_beyond_chance_and_edges_that_were_zero_before(numbers):
     numbers["first_layer"]["filters"] = [*[filter_row("edge")] * 5, *[filter_row("other", 0.3)] * 5]
     for row in numbers["pruning"]:  # half of the edges are zero: taking half of them away takes nothing
         row["num_edges"], row["dice"] = 9, 0.9
+    numbers["live_edges"] = 9
     page = page_of(numbers)
     assert "5 of 10 filters detect edges or texture; the others" in page
     assert "already the smallest amount tried costs more" not in page

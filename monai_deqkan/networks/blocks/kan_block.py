@@ -48,12 +48,12 @@ def grid_norm(norm: NormSpec, spatial_dims: int, channels: int) -> nn.Module:
 
 
 class KANBlock(nn.Module):
-    """Normalize each channel of each sample, convolve by learnable functions, drop channels or not.
+    """Normalize, convolve by learnable functions, drop channels or not.
 
-    The normalization has no weights. It puts most values on the grid ``[-3, 3]``, and keeps them there in training.
-    Without one, values drift off the grid while the network learns; then move the grids to them with `refit_grids` or
-    `KANGridHandler`, and choose ``outside="linear"``. With stride 1 the output has the input's size, with stride ``s``
-    it has ``ceil(size / s)``; zeros are put around the normalized input.
+    The normalization, by default of each channel of each sample and without weights, puts most values on the grid
+    ``[-3, 3]``, and keeps them there in training. Without one, values drift off the grid while the network learns; then
+    move the grids to them with `refit_grids` or `KANGridHandler`, and choose ``outside="linear"``. With stride 1 the
+    output has the input's size, with stride ``s`` it has ``ceil(size / s)``; zeros are put around the normalized input.
 
     Args:
         spatial_dims: 1, 2 or 3.

@@ -238,7 +238,9 @@ def _prune(
     """
     check_range("amount", amount, 0, 1, open_high=True)
     check_choice("scope", scope, ("global", "layer"))
-    layers = _prunable(network)
+    layers = prunable_layers(network)
+    if not layers:
+        raise ValueError("`network` must hold a KANLinear or KANConv1d/2d/3d; it has none.")
     for name, layer in layers.items():  # NaN would rank as the most important
         check_finite(f"{name}.weight".lstrip("."), layer.weight, "Reload the layer; pruning cannot rank it.")
     batches = [] if inputs is None else list_batches(inputs)
@@ -271,12 +273,14 @@ def _prune(
     return PruningReport(tuple(records), change)
 
 
-def _prunable(network: nn.Module) -> dict[str, KANLayer]:
+def prunable_layers(network: nn.Module) -> dict[str, KANLayer]:
+    """Return the KAN layers that have edges to prune, by name: all but the functions of activations.
+
+    Raises:
+        ValueError: if the network has no KAN layer.
+    """
     inside = {id(part.functions) for part in network.modules() if isinstance(part, KANActivation)}
-    layers = {name: layer for name, layer in kan_layers(network).items() if id(layer) not in inside}
-    if not layers:
-        raise ValueError("`network` must hold a KANLinear or KANConv1d/2d/3d; it has none.")
-    return layers
+    return {name: layer for name, layer in kan_layers(network).items() if id(layer) not in inside}
 
 
 def _mean_over(units: Tensor, *axes: int) -> Tensor:

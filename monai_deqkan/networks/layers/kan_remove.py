@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from monai_deqkan.networks.layers.kan_activation import KANActivation
 from monai_deqkan.networks.layers.kan_conv import KAN_CONVOLUTIONS
-from monai_deqkan.networks.layers.kan_inputs import kan_layers
 from monai_deqkan.networks.layers.kan_layer import KANLayer
 from monai_deqkan.networks.layers.kan_linear import KANLinear
-from monai_deqkan.networks.layers.kan_prune import KANMask
+from monai_deqkan.networks.layers.kan_prune import KANMask, prunable_layers
 from monai_deqkan.networks.layers.plain_weight import weight_parametrizations
 
 __all__ = ["ChannelSubset", "remove_pruned_channels"]
@@ -68,9 +66,8 @@ def remove_pruned_channels(network: nn.Module) -> nn.Module:
         4
     """
     network = copy.deepcopy(network)
-    inside = {id(part.functions) for part in network.modules() if isinstance(part, KANActivation)}
-    for name, layer in kan_layers(network).items():
-        if id(layer) in inside or layer.groups != 1 or not isinstance(layer, (KANLinear, *KAN_CONVOLUTIONS.values())):
+    for name, layer in prunable_layers(network).items():
+        if layer.groups != 1 or not isinstance(layer, (KANLinear, *KAN_CONVOLUTIONS.values())):
             continue
         live = layer.weight.unflatten(1, (layer.num_features, -1)).ne(0).movedim(2, 0).flatten(1).any(1)
         if bool(live.all()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetResBlock
-from monai.networks.layers import Conv, Dropout, Pool
+from monai.networks.layers import Conv, Dropout, Pool, split_args
 from torch import Tensor, nn
 
 from monai_deqkan._checks import check_choice, check_int, check_range, check_shape, check_spatial_dims
@@ -44,11 +44,11 @@ class HybridKANUNet(nn.Module):
         num_bottleneck: number of such blocks; one for an equilibrium.
         skip: ``"add"``, or ``"kan_gate"`` for a :class:`~monai_deqkan.networks.blocks.KANGate` on each skip.
         act: activation of the plain convolutions, as in MONAI's networks.
-        norm: normalization after them, as in MONAI's networks; ``"instance"`` needs two elements on the deepest map in
-            training.
+        norm: normalization after them, as in MONAI's networks; ``"instance"`` needs two elements on the deepest map.
         dropout: probability of dropping a channel of the deepest map, in training.
         rank: number of terms for ``bottleneck="low_rank"``.
-        kan_settings: further settings of the KAN layers, such as ``{"grid_size": 8, "basis": "gaussian"}``.
+        kan_settings: further settings of the KAN layers: ``basis``, ``grid_size``, ``spline_order``, ``grid_range``,
+            ``outside``, such as ``{"grid_size": 8}``; and those that only the chosen block has.
         contraction: contraction factor of the equilibrium's cell, dimensionless, in ``(0, 1)``.
         solver: fixed-point solver of the equilibrium, by name, ``(name, settings)`` or object.
         adjoint: how gradients get through its solve, in the same three ways.
@@ -56,8 +56,9 @@ class HybridKANUNet(nn.Module):
             finest first, each at its own resolution: what ``monai.losses.DeepSupervisionLoss`` takes.
 
     Shape:
-        ``(B, in_channels, *space)`` to logits ``(B, out_channels, *space)``. Any size works whose deepest map has two
-        elements: ``2 ** (len(features) - 1)`` per axis, twice that along one.
+        ``(B, in_channels, *space)`` to logits ``(B, out_channels, *space)``. Any size works from
+        ``2 ** (len(features) - 1)`` per axis on; with instance normalization, and with batch normalization for training
+        on a batch of one, one axis must have twice that.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -104,6 +105,7 @@ class HybridKANUNet(nn.Module):
         check_range("dropout", dropout, 0.0, 1.0, open_high=True)
         self.interpolation = "bilinear" if spatial_dims == 2 else "trilinear"
         self.min_size = 2 ** (len(widths) - 1)
+        self.normalizes_samples = str(split_args(norm)[0]).lower() == "instance"
 
         def level(inputs: int, outputs: int) -> UnetResBlock:
             return UnetResBlock(spatial_dims, inputs, outputs, 3, 1, norm_name=norm, act_name=act)
@@ -173,10 +175,12 @@ class HybridKANUNet(nn.Module):
         check_shape("x", x, ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2])
         space = tuple(x.shape[2:])
         bottom = [size // self.min_size for size in space]
-        if min(bottom) < 1 or max(bottom) < 2:
+        alone = self.normalizes_samples or (self.training and len(x) == 1)
+        if min(bottom) < 1 or (alone and max(bottom) < 2):
+            more = f" and {2 * self.min_size} along one, to normalize the deepest map" if alone else ""
             raise ValueError(
-                f"The image must have at least {self.min_size} elements along each axis and {2 * self.min_size} along "
-                f"one; got {space}. Pad it, or use fewer `features`."
+                f"The image must have at least {self.min_size} elements along each axis{more}; got {space}. Pad it, or "
+                "use fewer `features`."
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import Pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,12 +19,7 @@ from monai_deqkan.networks.layers.basis import BasisSpec
 
 __all__ = ["KANUNet"]
 
-_POOLS: dict[tuple[str, int], type[nn.Module]] = {
-    ("maxpool", 2): nn.MaxPool2d,
-    ("maxpool", 3): nn.MaxPool3d,
-    ("avgpool", 2): nn.AvgPool2d,
-    ("avgpool", 3): nn.AvgPool3d,
-}
+_POOLS = {"maxpool": Pool.MAX, "avgpool": Pool.AVG}
 
 
 class _Level(nn.Sequential):
@@ -214,7 +210,7 @@ class KANUNet(nn.Module):
 
         pairs = list(pairwise(widths))
         self.stem = level(in_channels, widths[0], stem_stride)
-        self.pool = nn.Identity() if strided else _POOLS[down, spatial_dims](2)
+        self.pool = nn.Identity() if strided else Pool[_POOLS[down], spatial_dims](2)
         self.encoder = nn.ModuleList([level(fine, coarse, 2 if strided else 1) for fine, coarse in pairs])
         self.ups = nn.ModuleList([rise(coarse, fine) for fine, coarse in reversed(pairs)])
         self.decoder = nn.ModuleList([level(2 * fine, fine) for fine, _ in reversed(pairs)])

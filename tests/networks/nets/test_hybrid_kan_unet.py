@@ -116,6 +116,14 @@ def test_sliding_window_scripts_and_exports(bottleneck: str) -> None:
         assert export_error(net, form, x) < 1e-4
 
 
+def test_one_element_on_the_deepest_map_does_without_instance_normalization() -> None:
+    net = HybridKANUNet(2, 1, 2, features=FEATURES, norm="batch")
+    assert net(torch.rand(2, 1, 4, 4)).shape == (2, 2, 4, 4)
+    assert net.eval()(torch.rand(1, 1, 4, 4)).shape == (1, 2, 4, 4)
+    with pytest.raises(ValueError, match="8 along one, to normalize"):
+        net.train()(torch.rand(1, 1, 4, 4))
+
+
 def test_wrong_use() -> None:
     with pytest.raises(ValueError, match=r"`x` must have shape \(B, 1, H, W\)"):
         HybridKANUNet(2, 1, 2, features=FEATURES)(torch.rand(1, 2, 32, 32))
