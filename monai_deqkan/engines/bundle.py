@@ -98,7 +98,13 @@ def check_output_folder(path: str | os.PathLike[str], resume: bool = False) -> N
         check_empty_folder(Path(path), "the output (`output_dir`)")
 
 
-def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False, *, ready: Any = None) -> None:
+def start_training(
+    ckpt_dir: str | os.PathLike[str],
+    resume: bool = False,
+    *,
+    ready: Any = None,
+    task: Mapping[str, Any] | None = None,
+) -> None:
     """Prepare the folder for a training's models; a new training moves those of an earlier one aside.
 
     With them goes the list of their training images, ``training_images.csv``.
@@ -108,9 +114,16 @@ def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False, *, re
         resume: whether the training in that folder goes on; then nothing is moved.
         ready: what the training cannot do without, such as its data sets: where it is an argument it has been made
             before anything is moved.
+        task: what the training is for, as its ``model.json`` tells it; a training that goes on must have the task that
+            it began with. None leaves that unchecked.
+
+    Raises:
+        ValueError: if a training goes on with another task: other classes, sizes or settings of the network.
     """
     folder = Path(ckpt_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if resume and task is not None and (folder / "model.json").is_file():
+        _check_same_task(folder / "model.json", task)
     earlier = [p for p in folder.iterdir() if p.is_file() and (p.suffix in (".pt", ".json") or p.name == _MANIFEST)]
     if resume or not earlier:
         return
@@ -123,6 +136,19 @@ def start_training(ckpt_dir: str | os.PathLike[str], resume: bool = False, *, re
         "there is none in %s: move them back if you stop before.",
         kept,
         folder,
+    )
+
+
+def _check_same_task(path: Path, task: Mapping[str, Any]) -> None:
+    begun, now = load_task(path), json.loads(json.dumps(task))
+    # The threshold is chosen after a training.
+    differing = [name for name in now if name in begun and name != "threshold" and begun[name] != now[name]]
+    if not differing:
+        return
+    found = "; ".join(f"{name} was {json.dumps(begun[name])}, now it is {json.dumps(now[name])}" for name in differing)
+    raise ValueError(
+        f"The training in {path.parent} began with other settings: {found}. Give the same settings as at its start "
+        "together with --resume True, or start a new one with --resume False."
     )
 
 

@@ -26,6 +26,8 @@ __all__ = ["TrainingRangeWriter", "rescaled_statistics"]
 logger = logging.getLogger(__name__)
 
 _FEWEST = 20  # ranges of fewer images are so narrow that they call ordinary images unlike: 8 volumes did
+# Images are padded to the network's shape: portrait radiographs (35 x 43 cm, logarithm 0.21) go beside square ones.
+_SHAPE_SLACK = 0.25
 
 
 class TrainingRangeWriter:
@@ -76,7 +78,8 @@ class TrainingRangeWriter:
         chosen = np.random.default_rng(self.seed).choice(count, min(count, self.max_images), replace=False)
         items = (data[int(index)] for index in sorted(chosen))
         # Crops of MONAI give a list of samples.
-        ranges = training_ranges([self.describe(item[0] if isinstance(item, list) else item) for item in items])
+        statistics = [self.describe(item[0] if isinstance(item, list) else item) for item in items]
+        ranges = training_ranges(statistics, shape_slack=_SHAPE_SLACK)
         record = json.loads(description.read_text(encoding="utf-8"))
         replace_json(description, {**record, "training_ranges": ranges})
 

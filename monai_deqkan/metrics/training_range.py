@@ -120,7 +120,7 @@ def _at_most(values: Tensor, count: int) -> Tensor:
 
 
 def training_ranges(
-    statistics: Sequence[Mapping[str, float]], max_flagged: float = 0.01
+    statistics: Sequence[Mapping[str, float]], max_flagged: float = 0.01, *, shape_slack: float = _LEAST_SLACK
 ) -> dict[str, tuple[float, float]]:
     """Find the range of each statistic of the training images.
 
@@ -130,6 +130,7 @@ def training_ranges(
     Args:
         statistics: those of each training image, from :func:`image_statistics`, all with the same names.
         max_flagged: share of the training images that may lie outside, in ``[0, 1)``.
+        shape_slack: by how much the range of ``aspect_ratio``, a logarithm, is widened at least.
 
     Returns:
         Lower and upper end by name.
@@ -144,7 +145,8 @@ def training_ranges(
     table = np.array([[row[name] for name in names] for row in statistics], dtype=float)
     for tail in _TAILS:
         low, high = np.quantile(table, [tail, 1 - tail], axis=0)
-        slack = np.maximum(_SLACK * (high - low), _LEAST_SLACK)
+        least = [shape_slack if name == "aspect_ratio" else _LEAST_SLACK for name in names]
+        slack = np.maximum(_SLACK * (high - low), least)
         low, high = low - slack, high + slack
         if ((table < low) | (table > high)).any(axis=1).mean() <= max_flagged:
             break

@@ -206,13 +206,12 @@ def _shapes(functions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(share: float, count: int, edges: int) -> str:
-    even = count / edges
+    times = round(share * edges / count, 1)  # as it is printed
     if share > 0.5:
         return "few curves do most of the work here; reading these is reading the layer."
-    if share > 10 * even:
-        times = share / even
-        return f"these curves carry {times:.0f} times the signal of average ones, yet the work is shared by many."
-    return f"no curve stands out: these carry {share / even:.1f} times the signal of average ones."
+    if times > 10:
+        return f"these curves carry {times:.1f} times the signal of average ones, yet the work is shared by many."
+    return f"no curve stands out: these carry {times:.1f} times the signal of average ones."
 
 
 def _add_formulas(report: Report, numbers: Mapping[str, Any]) -> None:
@@ -246,14 +245,23 @@ def _add_channels(report: Report, numbers: Mapping[str, Any]) -> None:
     harmless = sum(abs(row["dice_lost"]) < 0.001 for row in rows)
     helpful = sum(row["dice_lost"] < -0.001 for row in rows)
     gain = f" Replacing {helpful} of them raised Dice by more than 0.001." if helpful else ""
+    if worst["dice_lost"] > 0.01:
+        conclusion = (
+            f"the network leans most on channel {worst['channel']} of {worst['layer']} (Dice falls by "
+            f"{worst['dice_lost']:.3f}). Layers with far-right dots are bottlenecks; layers near zero hold spare "
+            "channels."
+        )
+    else:
+        conclusion = (
+            f"no channel is needed by itself: the most sensitive one, channel {worst['channel']} of {worst['layer']}, "
+            f"costs {worst['dice_lost']:.4f} of Dice. Others carry the same information."
+        )
     report.add_figure(
         plot_channels(rows, [row["layer"] for row in numbers["layers"]]),
         "Shows how much mean Dice is lost when one output channel of a KAN layer is replaced by its mean over all "
         "images, which takes its information away; one dot per channel, the most sensitive channel of each layer "
-        "with its number. Wide layers: only the channels that change the output most were tried. Conclude: the "
-        f"network leans most on channel {worst['channel']} of {worst['layer']} (Dice falls by "
-        f"{worst['dice_lost']:.3f}). {harmless} of {len(rows)} channels can go one at a time with a change below "
-        f"0.001.{gain} Layers with far-right dots are bottlenecks; layers near zero hold spare channels.",
+        "with its number. Wide layers: only the channels that change the output most were tried. Conclude: "
+        f"{conclusion} {harmless} of {len(rows)} channels can go one at a time with a change below 0.001.{gain}",
         "Dots per layer; the horizontal axis is the Dice that is lost",
     )
     table = [[row["layer"], row["channel"], f"{row['dice_lost']:.4f}", f"{row['logit_change']:.1%}"] for row in top]
@@ -282,10 +290,12 @@ def _add_pruning(report: Report, numbers: Mapping[str, Any]) -> None:
         conclusion = "these amounts take away no edge that was not zero before; try larger ones."
     else:
         conclusion = "already the smallest amount tried costs more than 0.01 Dice; prune only with training afterwards."
+    lost = max(full - row["dice"] for row in rows)
+    advice = " Fine-tuning after pruning usually wins much of the loss back." if lost > 0.01 else ""
     report.add_figure(
         plot_pruning(rows),
         "Shows the mean Dice after the least important edges of the whole network were set to zero, on a copy and "
-        f"without fine-tuning. Conclude: {conclusion} Fine-tuning after pruning usually wins much of the loss back.",
+        f"without fine-tuning. Conclude: {conclusion}{advice}",
         "A curve of Dice over the share of edges that are zero",
     )
     table = [
@@ -326,6 +336,8 @@ def plot_layer_statistics(layers: Sequence[Mapping[str, Any]]) -> Figure:
         style_axes(panel, "", label)
         panel.barh(places, values, color=COLORS[index], height=0.7)
         panel.set_xlim(0, max(*values, 1.0) * 1.05)
+        if not any(values):
+            panel.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED, fontsize=10)
     axes[0, 0].set_yticks(places, [plain_text(row["layer"] or "the network") for row in layers], fontsize=8)
     axes[0, 0].invert_yaxis()
     return figure
@@ -391,7 +403,9 @@ def plot_pruning(rows: Sequence[Mapping[str, Any]]) -> Figure:
         panel.annotate(
             _dice(row["dice"]), (amount, row["dice"]), (0, 8), textcoords="offset points", ha="center", fontsize=9
         )
-    panel.set_ylim(0, 1.08)
+    values = [row["dice"] for row in rows if not math.isnan(row["dice"])] or [0.5]
+    middle, half = (max(values) + min(values)) / 2, max(0.02, 0.7 * (max(values) - min(values)))
+    panel.set_ylim(max(0, middle - half), middle + 1.2 * half)
     panel.set_xticks(amounts)
     return figure
 

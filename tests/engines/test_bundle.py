@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -228,3 +229,17 @@ def test_networks_are_found_by_name_ours_before_monais():
 def test_nothing_but_networks_is_found(name):
     with pytest.raises(ValueError, match=r"`network_name` must be a network of .*KANUNet"):
         network_class(name)
+
+
+def test_a_training_goes_on_with_its_own_task_only(tmp_path):
+    task = {"features": (4, 8), "threshold": 0.5, "preprocessing": {"image_size": [96, 96]}}
+    start_training(tmp_path, resume=True, task=task)  # nothing was saved yet
+    record = {**task, "threshold": 0.3, "epoch": 3}
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    start_training(tmp_path, resume=True, task=task)
+    other = {**task, "preprocessing": {"image_size": [64, 64]}}
+    with pytest.raises(
+        ValueError, match=r"preprocessing was .*96, 96.* now it is .*64, 64.*same settings as at its start"
+    ):
+        start_training(tmp_path, resume=True, task=other)
+    start_training(tmp_path, task=other)  # a new one

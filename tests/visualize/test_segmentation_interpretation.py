@@ -93,6 +93,17 @@ def test_labels_beyond_chance_and_edges_that_were_zero_before(numbers):
     assert "no edge that was not zero before" in page
 
 
+def test_small_losses_are_not_called_bottlenecks(numbers):
+    numbers["channels"] = [{"layer": "0", "channel": 1, "dice_lost": 0.002, "logit_change": 0.2}]
+    for row in numbers["pruning"]:
+        row["dice"] = 0.899
+    page = page_of(numbers)
+    assert "no channel is needed by itself: the most sensitive one, channel 1 of 0, costs 0.0020" in page
+    assert "wins much of the loss back" not in page
+    axes = plot_pruning(numbers["pruning"]).axes[0]
+    assert axes.get_ylim()[0] > 0.8  # the differences can be seen
+
+
 def test_what_does_not_apply_is_said(numbers):
     numbers |= {"first_layer": None, "channels": [], "pruning": []}
     assert page_of(numbers).count("This does not apply") == 3

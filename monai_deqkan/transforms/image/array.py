@@ -34,7 +34,9 @@ class LoadMedicalImage(Transform):
     signal. Of the file's header only geometry and name are kept: nothing about the patient.
 
     Args:
-        spatial_dims: 2 or 3; axes of size one at the end of a volume are dropped to reach 2.
+        spatial_dims: 2 or 3. To reach 2, an axis of length one is dropped: the last one, or the only one.
+            ``meta["dropped_axis"]`` tells which (-1 for none); the affine's columns are then those of the axes that
+            are left, and its own.
         channels: number of channels wanted. Three channels are turned into one by ITU-R BT.601 luminance, one into
             three by repeating it; alpha is dropped.
 
@@ -296,23 +298,29 @@ def _channel_first(array: NDArray[Any], space: int, file: Path) -> NDArray[Any]:
 
 
 def _with_spatial_dims(image: MetaTensor, spatial_dims: int) -> MetaTensor:
-    pixels = image.as_tensor()
-    while pixels.ndim - 1 > spatial_dims and pixels.shape[-1] == 1:
-        pixels = pixels.squeeze(-1)
+    pixels, affine = image.as_tensor(), image.affine
+    dropped = -1
+    if spatial_dims == 2 and pixels.ndim == 4:
+        flat = [axis for axis in range(3) if pixels.shape[axis + 1] == 1]
+        if len(flat) == 1 or 2 in flat:
+            dropped = 2 if 2 in flat else flat[0]
+            order = [axis for axis in range(3) if axis != dropped]
+            pixels, affine = pixels.squeeze(dropped + 1), affine[:, [*order, dropped, 3]]
     if pixels.ndim - 1 != spatial_dims:
         raise ValueError(
             f"The image must have {spatial_dims} spatial dimensions; {image.meta['filename_or_obj']} has "
             f"{pixels.ndim - 1}, shape {tuple(pixels.shape[1:])}. Set `spatial_dims`, or convert the file."
         )
-    return _like(image, pixels)
+    return _tracked(pixels, affine, image.meta["filename_or_obj"], dropped)
 
 
 def _like(image: MetaTensor, pixels: Tensor) -> MetaTensor:
-    return _tracked(pixels, image.affine, image.meta["filename_or_obj"])
+    return _tracked(pixels, image.affine, image.meta["filename_or_obj"], image.meta["dropped_axis"])
 
 
-def _tracked(pixels: Tensor, affine: Tensor, name: str) -> MetaTensor:
+def _tracked(pixels: Tensor, affine: Tensor, name: str, dropped_axis: int = -1) -> MetaTensor:
     meta = {
+        "dropped_axis": dropped_axis,
         "filename_or_obj": name,
         "original_affine": affine.clone(),
         "original_channel_dim": 0,

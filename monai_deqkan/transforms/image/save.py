@@ -110,8 +110,9 @@ class SaveProbability(Transform):
                 target = self.files.target(source, f"probability_{re.sub(r'[^0-9A-Za-z.-]+', '-', name)}.png")
                 Image.fromarray(np.round(65535 * plane.T).astype(np.uint16)).save(target)
         else:
-            volume = pixels if pixels.ndim == 4 else pixels[..., None]
-            _save_nifti(np.moveaxis(volume, 0, -1), probability, self.files.target(source, "probability.nii.gz"))
+            last = np.moveaxis(pixels, 0, -1)
+            volume = last if pixels.ndim == 4 else last[:, :, None]
+            _save_nifti(volume, probability, self.files.target(source, "probability.nii.gz"))
         return probability
 
 
@@ -145,7 +146,13 @@ def _is_picture(source: Path) -> bool:
 
 
 def _save_nifti(pixels: NDArray[Any], like: MetaTensor, target: Path) -> None:
-    image = nib.Nifti1Image(pixels, to_affine_nd(3, like.affine.cpu().numpy()))
+    """Write pixels, of a slice with or without its axis of length one, in the file's own order of axes."""
+    affine = to_affine_nd(3, like.affine.cpu().numpy())
+    dropped = int(like.meta.get("dropped_axis", -1))
+    if dropped >= 0:
+        pixels = np.moveaxis(pixels if pixels.ndim > 2 else pixels[..., None], 2, dropped)
+        affine[:, :3] = np.insert(affine[:, :2], dropped, affine[:, 2], axis=1)
+    image = nib.Nifti1Image(pixels, affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, target)
 

@@ -5,14 +5,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.transforms import CropForeground
 from torch import nn
 
+from monai_deqkan.adjoints import UnrolledAdjoint
 from monai_deqkan.networks import export_error, prepare_for_export
 from monai_deqkan.networks.layers import KANLayer, frozen_weights
-from monai_deqkan.networks.nets import HybridKANUNet
-from monai_deqkan.solvers import SolveRecorder
+from monai_deqkan.networks.nets import UKAN, HybridKANUNet, KANUNet
+from monai_deqkan.solvers import SOLVERS, SolveRecorder
 
 FEATURES = (4, 6, 8)
 BOTTLENECKS = ("tokens", "conv", "low_rank", "equilibrium", "none")
@@ -86,6 +89,45 @@ def test_kan_layers_stand_where_they_should() -> None:
     assert names() == {"bottleneck"}
     assert names(bottleneck="none", skip="kan_gate") == {"gates"}
     assert names(bottleneck="none") == set()
+
+
+def test_options_reach_their_parts() -> None:
+    def made(**settings: Any) -> Any:
+        torch.manual_seed(0)
+        return HybridKANUNet(2, 1, 2, features=FEATURES, **settings)
+
+    gated = made(skip="kan_gate", bottleneck="conv", num_bottleneck=2, kan_settings={"grid_size": 7})
+    kans = [module for module in gated.modules() if isinstance(module, KANLayer)]
+    assert {module.basis.grid_size for module in kans} == {7}  # type: ignore[union-attr]
+    assert len(gated.bottleneck) == 2
+    equilibrium = made(bottleneck="equilibrium", solver=("fixed_point_iteration", {"max_iter": 7}), adjoint="unrolled")
+    layer = equilibrium.bottleneck[1]
+    assert layer.solver.max_iter == 7
+    assert isinstance(layer.solver, SOLVERS.get("fixed_point_iteration"))
+    assert isinstance(layer.adjoint, UnrolledAdjoint)
+    x = torch.randn(2, 1, 16, 16)
+    other = made(norm="batch", act="relu")
+    kinds = {type(module) for module in other.stem.modules()}
+    assert {nn.BatchNorm2d, nn.ReLU} <= kinds
+    dropped = made(dropout=0.9)
+    assert not torch.equal(dropped(x), dropped(x))
+    torch.testing.assert_close(made(dropout=0.9).eval()(x), made().eval()(x))
+
+
+@pytest.mark.parametrize("network", [HybridKANUNet, KANUNet, UKAN])
+def test_cropped_to_the_foreground_and_back(network: Any) -> None:
+    """Sizes that automatic cropping leaves are no multiple of anything; the logits go back into the whole image."""
+    torch.manual_seed(0)
+    net = network(2, 1, 2, features=(4, 6, 8) if network is not UKAN else (4, 6, 8, 8)).eval()
+    image = MetaTensor(torch.zeros(1, 70, 60))
+    image[:, 11:54, 5:42] = torch.rand(1, 43, 37) + 0.1
+    crop = CropForeground()
+    cropped = crop(image)
+    assert cropped.shape == (1, 43, 37)
+    with torch.no_grad():
+        logits = SlidingWindowInferer((32, 32), overlap=0.25)(cropped[None], net)[0]
+    logits.applied_operations = cropped.applied_operations
+    assert crop.inverse(logits).shape == (2, 70, 60)
 
 
 def test_deep_supervision() -> None:

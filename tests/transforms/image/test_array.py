@@ -8,13 +8,21 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from monai_deqkan.transforms.image import LoadMask, LoadMaskd, LoadMedicalImage, LoadMedicalImaged
+from monai_deqkan.transforms.image import (
+    LoadMask,
+    LoadMaskd,
+    LoadMedicalImage,
+    LoadMedicalImaged,
+    SaveMask,
+    SaveProbability,
+)
 
 PATIENT = "Doe^Jane"
 
@@ -107,6 +115,30 @@ def test_flat_nifti_is_two_dimensional(tmp_path: Path, rng: np.random.Generator,
     image = LoadMedicalImage()(tmp_path / "a.nii")
     np.testing.assert_array_equal(image.numpy(), pixels.reshape(1, 4, 5))
     np.testing.assert_allclose(image.affine, np.diag([2.0, 3, 1, 1]))
+
+
+def test_slice_of_any_plane_is_two_dimensional_and_its_mask_has_its_shape(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    affine = np.array([[0, 2.0, 0, 5], [0, 0, 3.0, 6], [-4.0, 0, 0, 7], [0, 0, 0, 1]])
+    for axis in range(3):
+        pixels = rng.normal(size=np.insert((4, 5), axis, 1)).astype(np.float32)
+        path = tmp_path / f"{axis}.nii.gz"
+        nib.save(nib.Nifti1Image(pixels, affine), path)
+        image = LoadMedicalImage()(path)
+        np.testing.assert_array_equal(image.numpy()[0], pixels.squeeze(axis))
+        left = [column for column in range(3) if column != axis]
+        np.testing.assert_array_equal(image.affine[:, :2], affine[:, left])
+        bright = MetaTensor(image.as_tensor() > 0, meta=image.meta)
+        mask = SaveMask([0, 9], tmp_path / "out", tmp_path)(bright)
+        written = nib.load(mask.meta["mask_file"])
+        np.testing.assert_array_equal(np.asarray(written.dataobj), 9 * (pixels > 0))
+        np.testing.assert_array_equal(written.affine, affine)
+        chances = MetaTensor(torch.cat((~bright, bright)).float(), meta=image.meta)
+        SaveProbability(["none", "bright"], tmp_path / "out", tmp_path)(chances)
+        written = nib.load(tmp_path / "out" / f"{axis}_probability.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj)[..., 1], pixels > 0)
+        np.testing.assert_array_equal(written.affine, affine)
 
 
 def test_nifti_channels_come_last_in_the_file(tmp_path: Path, rng: np.random.Generator) -> None:
