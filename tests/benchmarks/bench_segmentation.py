@@ -93,6 +93,14 @@ VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
     "kanunet_group_norm": lambda channels, classes: _fine(channels, classes, norm=("group", {"num_groups": 4})),
     "kanunet_init_0.02": lambda channels, classes: _fine(channels, classes, init_scale=0.02),
     "kanunet_four_levels": lambda channels, classes: _fine(channels, classes, features=(12, 24, 40, 64)),
+    "kanunet_coarse_wide": lambda channels, classes: _kanunet(channels, classes, features=(16, 32, 48, 64, 72)),
+    "kanunet_coarse_init_0.02": lambda channels, classes: _kanunet(channels, classes, init_scale=0.02),
+    "kanunet_coarse_avgpool": lambda channels, classes: _kanunet(channels, classes, down="avgpool"),
+    "kanunet_coarse_dropout": lambda channels, classes: _kanunet(channels, classes, dropout=0.1),
+    "kanunet_coarse_batch_norm": lambda channels, classes: _kanunet(channels, classes, norm="batch"),
+    "kanunet_coarse_rank_32": lambda channels, classes: _kanunet(
+        channels, classes, features=(16, 32, 64, 96, 128), rank=32, init_scale=0.002
+    ),
 }
 SIZE = 128
 STEPS = 600

@@ -67,7 +67,7 @@ class KANUNet(nn.Module):
     function, but for the normalization's ``eps``, which weighs ``1 / init_scale ** 2`` times as much at the start.
     Yet a step of Adam turns small weights further. Starting at ``init_scale`` times the usual size is like a learning
     rate ``1 / init_scale`` times as large at the start (less with ``rank``, whose factors share it): splines
-    want about 0.02 where ordinary convolutions want 0.001, and so both learn at 0.001
+    learned best at 0.02, the largest rate tried, where ordinary convolutions use 0.001, and so both learn at 0.001
     (``tests/benchmarks/bench_kanunet_init.py``). The heads, whose logits nothing normalizes, are multiplied by
     ``1 / init_scale`` to the same end: load a state dict into a network of the same ``init_scale``. Gradients are
     ``1 / init_scale`` times as large, and penalties on weights see the small ones (`KANSmoothnessLoss`: their square).
