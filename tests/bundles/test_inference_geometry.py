@@ -63,7 +63,8 @@ def infer(tmp_path, spatial_dims, preprocessing, **override):
         "class_names": ["background", "part one/two"],
         "mask_values": [0, 7],
         "preprocessing": {"in_channels": 1, "spatial_dims": spatial_dims, "image_size": [128, 128], **preprocessing},
-        "features": [2],
+        "network_name": "KANUNet",
+        "network_settings": {"features": [2]},
         "training_ranges": {"contrast": [0.0, 1.0], "resolution": [0.99, 1.1]},
     }
     (models / "model.json").write_text(json.dumps(task))
