@@ -75,6 +75,18 @@ def check_shape(name: str, value: Tensor, axes: Sequence[str | int], advice: str
         raise ValueError(f"`{name}` must have shape ({expected}); got {shape}.{_advice(advice)}")
 
 
+def check_image(name: str, value: Tensor, channels: int, spatial_dims: int) -> None:
+    """Check that a network's input is ``(B, channels, *space)`` of real floating-point numbers.
+
+    Raises:
+        TypeError: if it is no tensor, or of another kind.
+        ValueError: if rank or channels differ.
+    """
+    check_shape(name, value, ("B", channels, "H", "W", "D")[: spatial_dims + 2])
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}` must hold floating-point numbers; got {value.dtype}. Scale the image, `.float()`.")
+
+
 def check_same_shape(first_name: str, first: Any, second_name: str, second: Any) -> None:
     """Raise an error unless two values are tensors of one shape."""
     if check_tensor(first_name, first).shape != check_tensor(second_name, second).shape:
@@ -222,4 +234,8 @@ def check_empty_folder(path: str | Path, what: str) -> Path:
                 f"The folder for {what} already holds files: {folder}. Nothing was written; "
                 "name a new folder, or move the old one away."
             )
+    for parent in folder.parents:
+        if parent.exists():
+            check_folder(parent, f"{what} would lie in")
+            break
     return folder

@@ -98,6 +98,8 @@ def test_folders(tmp_path: Path) -> None:
         check_empty_folder(tmp_path, "results")
     with pytest.raises(NotADirectoryError, match="it is a file"):
         check_empty_folder(file, "results")
+    with pytest.raises(NotADirectoryError, match="results would lie in"):
+        check_empty_folder(file / "a" / "b", "results")
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def load_task(
 
     Args:
         path: that file.
-        default: the task of a model without the file; without a default the file must be there.
+        default: the task of a model without the file, told by a warning; without a default the file must be there.
         kind: what the file's ``task`` must be if it tells, such as ``"reconstruction"``; None takes any.
 
     Raises:
@@ -194,6 +194,7 @@ def load_task(
             raise FileNotFoundError(
                 f"No trained model at {file.with_suffix('.pt')}. Run the bundle's train.json first."
             )
+        _LOGGER.warning("There is no %s: the model is taken for what the bundle was made for, %s.", file, dict(default))
         return _Task(file, default)
     try:
         task = json.loads(file.read_text(encoding="utf-8"))

@@ -156,13 +156,18 @@ class KANGridHandler:
             self._refit(epoch)
         if epoch in self.extend_at:
             extensions = extend_grids(self.network, grid_size=self.extend_at[epoch])
-            change = max((extension.relative_change for extension in extensions), default=0.0)
+            change, outside = (
+                max((getattr(extension, name) for extension in extensions), default=0.0)
+                for name in ("relative_change", "outside_change")
+            )
             self.logger.info(
-                "Epoch %d: grids of %d KAN layers extended to %d intervals; largest change on a grid %.1e.",
+                "Epoch %d: grids of %d KAN layers extended to %d intervals; largest change on a grid %.1e, beyond it "
+                "%.1e.",
                 epoch,
                 len(extensions),
                 self.extend_at[epoch],
                 change,
+                outside,
             )
         if self.optimizer is not None:
             reset_optimizer_state(self.optimizer)

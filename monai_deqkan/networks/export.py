@@ -60,7 +60,8 @@ def prepare_for_export(
 
     Args:
         network: :class:`~monai_deqkan.networks.nets.DEQKANClassifier`,
-            :class:`~monai_deqkan.networks.nets.DEQReconstructor`, or a network that holds ``DEQLayer``; stays as it is.
+            :class:`~monai_deqkan.networks.nets.DEQReconstructor`, or a network that holds ``DEQLayer``, such as a
+            :class:`~monai_deqkan.networks.nets.HybridKANUNet` with an equilibrium; stays as it is.
         rtol: tolerance of the solves, relative, dimensionless.
         max_iter: most evaluations of the cell in one solve, at least 1.
         history_size: number of differences that Anderson's method keeps, at least 1.

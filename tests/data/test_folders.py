@@ -223,6 +223,14 @@ def test_mask_values_refuses_lossy_masks(pairs: Path) -> None:
         mask_values(pairs)
 
 
+def test_mask_values_refuses_smoothed_edges(pairs: Path) -> None:
+    ramp = np.array([0, 3, 250, 252, 253, 255], np.uint8)
+    Image.fromarray(np.tile(ramp, (6, 1))).save(pairs / "train" / "masks" / "p.png")
+    save_png(pairs / "train" / "images" / "p.png")
+    with pytest.raises(ValueError, match=r"holds 6 distinct values .* smoothed edges"):
+        mask_values(pairs)
+
+
 def test_mask_values_refuses_empty_masks(tmp_path: Path) -> None:
     save_png(tmp_path / "train" / "images" / "a.png")
     save_png(tmp_path / "train" / "masks" / "a.png")

@@ -132,9 +132,10 @@ def test_no_checkpoint_says_what_to_do(tmp_path):
         latest_checkpoint(tmp_path)
 
 
-def test_task_is_that_of_the_model_over_the_default(tmp_path):
+def test_task_is_that_of_the_model_over_the_default(tmp_path, caplog):
     file = tmp_path / "model.json"
     assert load_task(file, {"threshold": 0.5}) == {"threshold": 0.5}
+    assert "model.json: the model is taken for what the bundle was made for, {'threshold': 0.5}." in caplog.text
     file.write_text('{"threshold": 0.2, "class_names": ["a"]}')
     assert load_task(file, {"threshold": 0.5, "size": 3}) == {"threshold": 0.2, "class_names": ["a"], "size": 3}
     assert load_task(file) == {"threshold": 0.2, "class_names": ["a"]}

@@ -12,7 +12,7 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.layers import Conv, Dropout, Pool, split_args
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_choice, check_int, check_range, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_choice, check_image, check_int, check_range, check_spatial_dims
 from monai_deqkan.adjoints import Adjoint
 from monai_deqkan.networks.blocks.deq_cell import KANCell
 from monai_deqkan.networks.blocks.kan_block import KANBlock
@@ -118,6 +118,9 @@ class HybridKANUNet(nn.Module):
         self.pool = Pool[Pool.AVG, spatial_dims](2)
         self.encoder = nn.ModuleList([level(fine, coarse) for fine, coarse in pairs])
         kan = kan_settings or {}
+        check_range("contraction", contraction, 0.0, 1.0, open_low=True, open_high=True)
+        if kan and bottleneck == "none" and skip == "add":
+            raise ValueError("`kan_settings` are for KAN layers; with no bottleneck and plain skips there are none.")
         self.bottleneck = nn.Sequential(
             *(
                 _equilibrium(num_bottleneck, spatial_dims, widths[-1], kan, contraction, solver, adjoint)
@@ -142,6 +145,7 @@ class HybridKANUNet(nn.Module):
         """Return logits; a list of those of all levels in training with ``deep_supervision``.
 
         Raises:
+            TypeError: if the image holds no floating-point numbers.
             ValueError: if rank, channels or size do not fit.
         """
         if torch.jit.is_scripting():
@@ -172,7 +176,7 @@ class HybridKANUNet(nn.Module):
 
     @torch.jit.unused
     def _check_input(self, x: Tensor) -> None:
-        check_shape("x", x, ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2])
+        check_image("x", x, self.in_channels, self.spatial_dims)
         space = tuple(x.shape[2:])
         bottom = [size // self.min_size for size in space]
         alone = self.normalizes_samples or (self.training and len(x) == 1)

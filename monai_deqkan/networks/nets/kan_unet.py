@@ -12,7 +12,7 @@ from monai.networks.layers import Pool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_deqkan._checks import check_choice, check_int, check_range, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_choice, check_image, check_int, check_range, check_spatial_dims
 from monai_deqkan.networks.blocks.kan_block import KANBlock, NormSpec
 from monai_deqkan.networks.blocks.kan_upsample import KANUpsample
 from monai_deqkan.networks.layers.basis import BasisSpec
@@ -110,9 +110,9 @@ class KANUNet(nn.Module):
 
     Shape:
         ``(B, in_channels, *space)`` to logits ``(B, out_channels, *space)``. Any size works from ``2 ** L`` per axis
-        on (8 by default); with instance normalization, and with batch normalization for training on a batch of one,
-        one axis must have ``2 ** (L + 1)``. Where the size is odd at some level, pooling leaves out the last row, and
-        the way up interpolates to the skip's size.
+        on (8 by default); with instance normalization, and with another one for a batch of one (for batch
+        normalization in training only), one axis must have ``2 ** (L + 1)``. Where the size is odd at some level,
+        pooling leaves out the last row, and the way up interpolates to the skip's size.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -223,9 +223,9 @@ class KANUNet(nn.Module):
         needs = [1, 2]  # elements along an axis at the bottom: at least one, and one axis more than one to normalize
         for _ in pairs:
             needs = [2 * need - 1 if strided else 2 * need for need in needs]
-        self.min_size, self.min_longest = (stem_stride * (need - 1) + 1 for need in needs)
-        if not self.head.normalizes:
-            self.min_longest = self.min_size
+        self.min_size, self.longest = (stem_stride * (need - 1) + 1 for need in needs)
+        self.has_norm = norm is not None
+        self.min_longest = self.longest if self.head.normalizes else self.min_size
         self._shrink_weights()
 
     @torch.no_grad()
@@ -240,6 +240,7 @@ class KANUNet(nn.Module):
         """Return logits, in training with deep supervision a list of them.
 
         Raises:
+            TypeError: if the image holds no floating-point numbers.
             ValueError: if rank, channels or size do not fit.
         """
         if not torch.jit.is_scripting():
@@ -276,10 +277,13 @@ class KANUNet(nn.Module):
 
     @torch.jit.unused
     def _check_input(self, x: Tensor) -> None:
-        check_shape("x", x, ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2])
+        check_image("x", x, self.in_channels, self.spatial_dims)
         space = tuple(x.shape[2:])
-        if min(space) < self.min_size or max(space) < self.min_longest:
+        # A group or, in training, a batch of one pixel cannot be normalized either.
+        alone = len(x) == 1 and (isinstance(self.head.norm, nn.GroupNorm) or (self.training and self.has_norm))
+        longest = self.longest if alone else self.min_longest
+        if min(space) < self.min_size or max(space) < longest:
             raise ValueError(
                 f"The image must have at least {self.min_size} elements along each axis and, with normalization, "
-                f"{self.min_longest} along one; got {space}. Pad it, or use fewer `features`."
+                f"{longest} along one; got {space}. Pad it, or use fewer `features`."
             )

@@ -11,7 +11,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers import Conv, Pool
 from torch import Tensor, nn
 
-from monai_deqkan._checks import check_int, check_shape, check_spatial_dims
+from monai_deqkan._checks import check_image, check_int, check_spatial_dims
 from monai_deqkan.networks.blocks.kan_block import NormSpec
 from monai_deqkan.networks.blocks.kan_tokens import ChannelNorm, KANTokenBlock
 from monai_deqkan.networks.layers.basis import BasisSpec
@@ -168,6 +168,7 @@ class UKAN(nn.Module):
         """Return logits, in training with deep supervision a list of them.
 
         Raises:
+            TypeError: if the image holds no floating-point numbers.
             ValueError: if rank, channels or size do not fit.
         """
         if not torch.jit.is_scripting():
@@ -194,7 +195,7 @@ class UKAN(nn.Module):
 
     @torch.jit.unused
     def _check_input(self, x: Tensor) -> None:
-        check_shape("x", x, ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2])
+        check_image("x", x, self.in_channels, self.spatial_dims)
         space = tuple(x.shape[2:])
         if min(space) < self.min_size:
             raise ValueError(

@@ -171,12 +171,16 @@ def test_wrong_use() -> None:
         HybridKANUNet(2, 1, 2, features=FEATURES)(torch.rand(1, 2, 32, 32))
     with pytest.raises(ValueError, match="at least 4 elements along each axis and 8 along one"):
         HybridKANUNet(2, 1, 2, features=FEATURES)(torch.rand(1, 1, 7, 4))
+    with pytest.raises(TypeError, match=r"floating-point numbers; got torch.uint8"):
+        HybridKANUNet(2, 1, 2, features=FEATURES)(torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
     for settings, message in (
         ({"spatial_dims": 1}, "spatial_dims"),
         ({"features": (4,)}, "at least two levels"),
         ({"bottleneck": "kan"}, "`bottleneck`"),
         ({"bottleneck": "equilibrium", "num_bottleneck": 2}, "must be 1; got 2"),
         ({"skip": "gate"}, "`skip`"),
+        ({"contraction": 1.5}, "`contraction`"),
+        ({"bottleneck": "none", "kan_settings": {"grid_size": 3}}, "there are none"),
         ({"dropout": 1.0}, "`dropout`"),
     ):
         with pytest.raises(ValueError, match=message):

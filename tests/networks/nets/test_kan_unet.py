@@ -170,6 +170,20 @@ def test_smallest_sizes() -> None:
                 net(torch.randn(1, 1, *size))
 
 
+@pytest.mark.parametrize(("norm", "in_evaluation"), [("batch", True), (("group", {"num_groups": 4}), False)])
+def test_one_pixel_of_one_image_is_not_normalized(norm: Any, in_evaluation: bool) -> None:
+    net = KANUNet(2, 1, 2, features=(4, 4, 4), norm=norm, down="strided")
+    x = torch.randn(1, 1, 3, 3)  # one element at the bottom
+    assert net(x.repeat(2, 1, 1, 1)).shape == (2, 2, 3, 3)
+    with pytest.raises(ValueError, match="with normalization, 5 along one"):
+        net(x)
+    net.eval()
+    if in_evaluation:
+        assert net(x).shape == (1, 2, 3, 3)
+    with pytest.raises(TypeError, match="floating-point"):
+        net(x.long())
+
+
 def test_half_resolution_is_interpolated() -> None:
     torch.manual_seed(0)
     net = KANUNet(2, 1, 2, features=(3,), stem_stride=2)
