@@ -28,16 +28,18 @@ def test_merged_config_wraps_the_same_network_and_splits_the_same_data(bundle):
     assert "rank" not in str(merged["task"])
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(bundle, tmp_path):
-    configs = [str(bundle.folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
-    settings = {"dataset_dir": bundle.dataset_dir, "bundle_root": tmp_path, "max_epochs": 1, "progress": False}
-    settings |= {"device": "cpu", **bundle.tiny}
+def run_two_processes(bundle, folder, names, **settings):
+    """Run configurations laid over each other in two processes, and return what they wrote to the error stream."""
+    configs = [str(bundle.folder / "configs" / name) for name in names]
+    settings = {
+        **{"dataset_dir": bundle.dataset_dir, "bundle_root": folder, "max_epochs": 1, "progress": False},
+        **{"device": "cpu", **bundle.tiny, **settings},
+    }
     options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
     finished = subprocess.run(
         [*launcher, "-m", "monai.bundle", "run", "--config_file", str(configs), *options],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -45,8 +47,24 @@ def test_two_processes_train_one_model(bundle, tmp_path):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "find_unused_parameters" not in finished.stderr
+    return finished.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(bundle, tmp_path):
+    written = run_two_processes(bundle, tmp_path, ["train.json", "multi_gpu_train.json"])
+    assert "find_unused_parameters" not in written
     checkpoint = torch.load(tmp_path / "models" / "checkpoint_epoch=1.pt", weights_only=True)
     assert checkpoint["trainer"]["epoch_length"] * 2 * bundle.tiny["batch_size"] >= 4
     names = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert not [name for name in names if name.startswith("module.")]
+
+
+@pytest.mark.slow
+def test_two_processes_prune_one_model(make_bundle, tmp_path):
+    bundle = make_bundle("lung_xray_kanunet_segmentation")
+    run_two_processes(bundle, tmp_path, ["train.json", "multi_gpu_train.json"])
+    run_two_processes(bundle, tmp_path, ["train.json", "prune.json", "multi_gpu_train.json"])
+    weights = torch.load(tmp_path / "models" / "pruned" / "model.pt", weights_only=True)
+    zeros = sum(int((value == 0).sum()) for value in weights.values())
+    assert zeros / sum(value.numel() for value in weights.values()) == pytest.approx(0.5, abs=0.01)
