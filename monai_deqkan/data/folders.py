@@ -34,7 +34,7 @@ _CLASS_LAYOUT = (
 )
 _MASK_LAYOUT = "Expected layout: train/images/<name>.png with train/masks/<name>.png, likewise val/ and test/."
 _MAX_VALUES = 64
-_SMOOTHED = 16  # values this near to 0 and 255 only, and more than four of them: edges that were smoothed, no classes
+_SMOOTHED = 16  # several values this near to 0, several this near to 255 and no others: smoothed edges, no classes
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -176,8 +176,9 @@ def mask_values(dataset_dir: str | Path) -> list[int]:
         mask = read_image(item["label"], is_mask=True)
         found = np.unique(mask.numpy())
         lossy = item["label"].lower().endswith((".jpg", ".jpeg")) and len(found) > 2
-        near_ends = bool(np.all(np.minimum(found, 255 - found) <= _SMOOTHED)) and found[-1] - found[0] > 128
-        if lossy or (len(found) > 4 and near_ends) or not np.all(found == np.round(found)):
+        low, high = np.abs(found) <= _SMOOTHED, np.abs(255 - found) <= _SMOOTHED
+        smoothed = bool(np.all(low | high)) and len(found) > 4 and low.sum() > 1 and high.sum() > 1
+        if lossy or smoothed or not np.all(found == np.round(found)):
             raise ValueError(
                 f"Masks must hold one integer per class; {item['label']} holds {len(found)} distinct values such as "
                 f"{', '.join(f'{value:g}' for value in found[:5])}. Threshold probabilities and smoothed "

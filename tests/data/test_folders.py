@@ -231,6 +231,15 @@ def test_mask_values_refuses_smoothed_edges(pairs: Path) -> None:
         mask_values(pairs)
 
 
+@pytest.mark.parametrize("values", [(0, 1, 2, 3, 4, 255), (0, 1000, 1001, 1002, 1003), (0, 250, 251, 252, 253, 254)])
+def test_labels_near_the_ends_are_no_smoothed_edges(tmp_path: Path, values: tuple[int, ...]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        mask = np.tile(np.array(values, np.int16), (6, 1))
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "train" / folder / "a.nii")
+    assert mask_values(tmp_path) == list(values)
+
+
 def test_mask_values_refuses_empty_masks(tmp_path: Path) -> None:
     save_png(tmp_path / "train" / "images" / "a.png")
     save_png(tmp_path / "train" / "masks" / "a.png")
