@@ -21,7 +21,7 @@ __all__ = ["FirstLayerFilters", "KernelLabel", "classify_kernels", "first_layer_
 _LOW_RANK = (LowRankKANConv1d, LowRankKANConv2d, LowRankKANConv3d)
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NUM_RANDOM = 1000  # kernels of random numbers that tell what share of labels is chance
-DETECTORS = ("edge", "line", "spot")
+_DETECTORS = ("edge", "line", "spot")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class FirstLayerFilters:
         linear_share: for each filter of a KAN convolution, how much of the variance of its functions over the inputs
             their straight lines explain, shape ``(out,)``; ``None`` for other layers.
         labels: what each pattern looks like.
+        detectors: number of patterns labelled as an edge, a line or a spot.
         chance: share of kernels of random numbers, of the same size, that get the label of an edge, line or spot.
     """
 
@@ -64,6 +65,7 @@ class FirstLayerFilters:
     patterns: Tensor
     linear_share: Tensor | None
     labels: tuple[KernelLabel, ...]
+    detectors: int
     chance: float
 
 
@@ -168,13 +170,18 @@ def first_layer_filters(
     patterns = _patterns(kernels)
     labels = classify_kernels(patterns, threshold)
     chance = _chance(tuple(patterns.shape[1:]), threshold)
-    return FirstLayerFilters(name, not isinstance(layer, _PLAIN), kernels, patterns, share, labels, chance)
+    detectors = _count_detectors(labels)
+    return FirstLayerFilters(name, not isinstance(layer, _PLAIN), kernels, patterns, share, labels, detectors, chance)
+
+
+def _count_detectors(labels: Iterable[KernelLabel]) -> int:
+    return sum(label.label in _DETECTORS for label in labels)
 
 
 def _chance(size: tuple[int, ...], threshold: float) -> float:
     """Return the share of normally distributed kernels that look like an edge, a line or a spot."""
     noise = torch.randn(_NUM_RANDOM, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return sum(label.label in DETECTORS for label in classify_kernels(noise, threshold)) / _NUM_RANDOM
+    return _count_detectors(classify_kernels(noise, threshold)) / _NUM_RANDOM
 
 
 def _first_convolution(

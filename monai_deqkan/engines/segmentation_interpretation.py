@@ -227,6 +227,7 @@ def _filter_numbers(filters: FirstLayerFilters) -> dict[str, Any]:
     return {
         "layer": filters.layer,
         "is_kan": filters.is_kan,
+        "detectors": filters.detectors,
         "chance": filters.chance,
         "filters": [
             {**asdict(label), "kernel": kernel.tolist(), "linear_share": None if share is None else float(share[index])}

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.table import image_name
 from monai_deqkan.transforms import LoadMedicalImage
-from monai_deqkan.visualize.mask_outlines import draw_outlines
+from monai_deqkan.visualize.mask_outlines import draw_outlines, upright_slice
 from monai_deqkan.visualize.segmentation import class_color
 
 __all__ = ["MaskOverlayWriter"]
@@ -88,24 +88,6 @@ def _three_slices(image: MetaTensor, mask: MetaTensor) -> NDArray[np.uint8]:
         panels.append(draw_outlines(picture, drawn, (low, high)))
     height = max(panel.shape[0] for panel in panels)
     return np.concatenate([np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in panels], axis=1)
-
-
-def upright_slice(
-    volume: NDArray[Any], axis: int, index: int, spacing: NDArray[Any], zoom: int = 1
-) -> NDArray[np.float32]:
-    """Cut a volume in RAS+ order, the patient's front or head up, its pixels repeated until they are square.
-
-    Args:
-        volume: ``(X, Y, Z)``.
-        axis: the axis that is cut.
-        index: place on it.
-        spacing: of the voxels along the three axes.
-        zoom: pixels of the picture for the smallest spacing.
-    """
-    across, up = zoom * np.delete(spacing, axis) / spacing.min()
-    picture = np.rot90(volume.take(index, axis)).astype(np.float32)
-    size = (round(picture.shape[1] * across), round(picture.shape[0] * up))
-    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))
 
 
 def _with_legend(picture: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from monai_deqkan._checks import check_int
 from monai_deqkan.handlers.image_table import plain_batch
-from monai_deqkan.handlers.overlay_writer import upright_slice
 from monai_deqkan.handlers.table import image_name
+from monai_deqkan.visualize.mask_outlines import upright_slice
 from monai_deqkan.visualize.segmentation import plot_segmentation
 
 __all__ = ["WorstCases"]

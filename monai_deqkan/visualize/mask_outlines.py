@@ -1,9 +1,12 @@
-"""Outlines of a mask over an image, pixel by pixel."""
+"""Outlines of a mask over an image, pixel by pixel, and slices of volumes to draw them on."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from torch import Tensor
 
 from monai_deqkan.visualize.learning import as_array
@@ -50,3 +53,21 @@ def draw_outlines(
             picture[line] = to_rgb(class_color(index))
             inside &= ~line
     return np.asarray(np.round(255 * picture), dtype=np.uint8)
+
+
+def upright_slice(
+    volume: NDArray[Any], axis: int, index: int, spacing: NDArray[Any], zoom: int = 1
+) -> NDArray[np.float32]:
+    """Cut a volume in RAS+ order, the patient's front or head up, its pixels repeated until they are square.
+
+    Args:
+        volume: ``(X, Y, Z)``.
+        axis: the axis that is cut.
+        index: place on it.
+        spacing: of the voxels along the three axes.
+        zoom: pixels of the picture for the smallest spacing.
+    """
+    across, up = zoom * np.delete(spacing, axis) / spacing.min()
+    picture = np.rot90(volume.take(index, axis)).astype(np.float32)
+    size = (round(picture.shape[1] * across), round(picture.shape[0] * up))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))

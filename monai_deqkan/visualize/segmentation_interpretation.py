@@ -140,11 +140,10 @@ def _add_filters(report: Report, first: Mapping[str, Any] | None, patterns: Tens
     else:
         kind = f"{first['layer']} is a plain convolution, without learned curves: its weights are drawn as they are."
     report.add_text(kind)
-    detectors = sum(counts[label] for label in ("edge", "line", "spot"))
     shown = min(len(filters), _MOST_FILTERS)
     limits = f" The {shown} with the clearest labels of {len(filters)} are drawn." if shown < len(filters) else ""
     cuts = "" if patterns.dim() == 3 else " Volumes are cut into slices along the first axis, side by side."
-    conclusion = _filter_conclusion(detectors, len(filters), first["chance"])
+    conclusion = _filter_conclusion(first["detectors"], len(filters), first["chance"])
     report.add_figure(
         plot_filters(patterns, filters),
         "Shows each filter (red: adds, blue: subtracts; white is zero) with the template that it is nearest to and "

@@ -42,6 +42,7 @@ def numbers():
         "first_layer": {
             "layer": "0",
             "is_kan": True,
+            "detectors": 1,
             "chance": 0.1,
             "filters": [filter_row("edge"), filter_row("other", 0.3)],
         },
@@ -86,6 +87,7 @@ def test_labels_beyond_chance_and_edges_that_were_zero_before(numbers):
     numbers["first_layer"]["filters"] = [*[filter_row("edge")] * 5, *[filter_row("other", 0.3)] * 5]
     for row in numbers["pruning"]:  # half of the edges are zero: taking half of them away takes nothing
         row["num_edges"], row["dice"] = 9, 0.9
+    numbers["first_layer"]["detectors"] = 5
     numbers["live_edges"] = 9
     page = page_of(numbers)
     assert "5 of 10 filters detect edges or texture; the others" in page

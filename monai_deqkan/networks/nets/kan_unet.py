@@ -223,9 +223,9 @@ class KANUNet(nn.Module):
         needs = [1, 2]  # elements along an axis at the bottom: at least one, and one axis more than one to normalize
         for _ in pairs:
             needs = [2 * need - 1 if strided else 2 * need for need in needs]
-        self.min_size, self.longest = (stem_stride * (need - 1) + 1 for need in needs)
+        self.min_size, self.normalized_longest = (stem_stride * (need - 1) + 1 for need in needs)
         self.has_norm = norm is not None
-        self.min_longest = self.longest if self.head.normalizes else self.min_size
+        self.min_longest = self.normalized_longest if self.head.normalizes else self.min_size
         self._shrink_weights()
 
     @torch.no_grad()
@@ -281,7 +281,7 @@ class KANUNet(nn.Module):
         space = tuple(x.shape[2:])
         # A group or, in training, a batch of one pixel cannot be normalized either.
         alone = len(x) == 1 and (isinstance(self.head.norm, nn.GroupNorm) or (self.training and self.has_norm))
-        longest = self.longest if alone else self.min_longest
+        longest = self.normalized_longest if alone else self.min_longest
         if min(space) < self.min_size or max(space) < longest:
             raise ValueError(
                 f"The image must have at least {self.min_size} elements along each axis and, with normalization, "

@@ -97,8 +97,8 @@ def test_options_reach_their_parts() -> None:
         return HybridKANUNet(2, 1, 2, features=FEATURES, **settings)
 
     gated = made(skip="kan_gate", bottleneck="conv", num_bottleneck=2, kan_settings={"grid_size": 7})
-    kans = [module for module in gated.modules() if isinstance(module, KANLayer)]
-    assert {module.basis.grid_size for module in kans} == {7}  # type: ignore[union-attr]
+    bases: list[Any] = [module.basis for module in gated.modules() if isinstance(module, KANLayer)]
+    assert {basis.grid_size for basis in bases} == {7}
     assert len(gated.bottleneck) == 2
     equilibrium = made(bottleneck="equilibrium", solver=("fixed_point_iteration", {"max_iter": 7}), adjoint="unrolled")
     layer = equilibrium.bottleneck[1]
