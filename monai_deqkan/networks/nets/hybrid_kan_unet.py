@@ -136,7 +136,7 @@ class HybridKANUNet(nn.Module):
                 for fine, coarse in reversed(pairs)
             ]
         )
-        self.rises = nn.ModuleList([linear(coarse, fine, False) for fine, coarse in reversed(pairs)])
+        self.ups = nn.ModuleList([linear(coarse, fine, False) for fine, coarse in reversed(pairs)])
         self.decoder = nn.ModuleList([level(fine, fine) for fine, _ in reversed(pairs)])
         self.votes = nn.ModuleList([linear(width, out_channels, True) for width in reversed(widths[:-1])])
         self.first_vote = linear(widths[-1], out_channels, True)
@@ -163,7 +163,7 @@ class HybridKANUNet(nn.Module):
             skips.append(x)
         x = self.dropout(self.bottleneck(skips.pop()))
         logits = [self.first_vote(x)]
-        for gate, rise, stage, vote in zip(self.gates, self.rises, self.decoder, self.votes):  # noqa: B905, TorchScript
+        for gate, rise, stage, vote in zip(self.gates, self.ups, self.decoder, self.votes):  # noqa: B905, TorchScript
             skip = skips.pop()
             skip = gate(skip, x)
             x = stage(skip + self.enlarge(rise(x), skip))

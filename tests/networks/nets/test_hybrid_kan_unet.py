@@ -59,7 +59,7 @@ def test_is_made_of_its_parts() -> None:
     votes = net.first_vote(coarse)
     for index, skip in enumerate((middle, fine)):
         size = skip.shape[2:]
-        coarse = net.decoder[index](skip + F.interpolate(net.rises[index](coarse), size=size, mode="bilinear"))
+        coarse = net.decoder[index](skip + F.interpolate(net.ups[index](coarse), size=size, mode="bilinear"))
         votes = F.interpolate(votes, size=size, mode="bilinear") + net.votes[index](coarse)
     torch.testing.assert_close(net(x), votes)
 
