@@ -4,7 +4,8 @@
     python tests/benchmarks/bench_segmentation.py DATA --table
 
 ``DATA`` holds ``<set>/{train,val}/{images,masks}/*``. A run that has its JSON below ``--results`` is not repeated, so
-the command goes on where it was stopped; ``--table`` prints means and spreads, and names the cells that are missing.
+the command goes on where it was stopped; ``--table`` prints means and spreads, differences from MONAI's best network,
+costs, and the missing cells by name.
 ``--fold`` cuts a fifth from ``train`` and scores on that: choices of design are made there, never on val. ``--seconds``
 gives every network the same training time (seconds of the process with one thread) in place of the same number of
 steps. ``--device cuda`` trains on a GPU; scores are computed on the CPU.
@@ -22,6 +23,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from monai.transforms import (
 )
 from monai.utils import set_determinism
 from segmentation_cost import inference_ms, multiply_adds, peak_mib
+from segmentation_table import costs, differences, scores
 from torch import Tensor, nn
 
 from monai_deqkan.data import hold_out, segmentation_items
@@ -102,6 +105,7 @@ VARIANTS: dict[str, Callable[[int, int], nn.Module]] = {
         channels, classes, features=(16, 32, 64, 96, 128), rank=32, init_scale=0.002
     ),
 }
+MONAI = ("basicunet", "unet", "attentionunet", "segresnet")
 SIZE = 128
 STEPS = 600
 BATCH_SIZE = 8
@@ -285,36 +289,25 @@ def run_name(options: argparse.Namespace, network: str, name: str, seed: int) ->
 
 
 def table(options: argparse.Namespace) -> str:
-    """Return a Markdown table of means and spreads over the seeds, and the missing cells by name."""
-    lines = [
-        "| set | network | parameters | Dice mean (min-max) | IoU mean (min-max) | seeds | training (s) "
-        "| multiply-adds (G) | inference (ms per image) | peak of a step (MiB) |",
-        "|" + 10 * "---|",
-    ]
+    """Return Markdown tables of scores, differences from MONAI's networks and costs, and the missing cells by name."""
+    results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     missing = []
-    for name in options.sets:
-        for network in options.networks:
-            found = []
-            for seed in options.seeds:
-                path = options.results / f"{run_name(options, network, name, seed)}.json"
-                if path.exists():
-                    found.append(json.loads(path.read_text()))
-                else:
-                    missing.append(path.stem)
-            if found:
-                cells = [spread([result[key] for result in found]) for key in ("dice", "iou")]
-                seconds = sum(result["train_seconds"] for result in found) / len(found)
-                infer = sum(result["infer_ms"] for result in found) / len(found)
-                size = f"{found[0]['parameters'] / 1e6:.2f} M"
-                cost = f"{found[0]['multiply_adds'] / 1e9:.2f} | {infer:.0f} | {found[0]['peak_mib']:.0f}"
-                lines.append(
-                    f"| {name} | {network} | {size} | {cells[0]} | {cells[1]} | {len(found)} | {seconds:.0f} | {cost} |"
-                )
-    return "\n".join([*lines, *([f"\nMissing: {', '.join(missing)}."] if missing else [])])
-
-
-def spread(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+    for name, network, seed in product(options.sets, options.networks, options.seeds):
+        path = options.results / f"{run_name(options, network, name, seed)}.json"
+        if path.exists():
+            results.setdefault((name, network), {})[seed] = json.loads(path.read_text())
+        else:
+            missing.append(path.stem)
+    ours = [network for network in options.networks if network not in MONAI]
+    parts = {
+        "Dice, mean (smallest to largest of the seeds)": scores(results, options.sets, options.networks, "dice"),
+        "Intersection over union": scores(results, options.sets, options.networks, "iou"),
+        "Dice minus that of MONAI's best": differences(results, options.sets, ours, MONAI),
+        "Cost": costs(results, options.networks),
+    }
+    if missing:
+        parts["Missing"] = ", ".join(missing)
+    return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts.items())
 
 
 def _options() -> argparse.Namespace:
