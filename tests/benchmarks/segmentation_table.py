@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["costs", "differences", "scores"]
 
 Results = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
@@ -24,23 +27,24 @@ def scores(results: Results, sets: Sequence[str], networks: Sequence[str], measu
 def differences(results: Results, sets: Sequence[str], networks: Sequence[str], baselines: Sequence[str]) -> str:
     """Return a table of how far networks are above the baseline that has the best mean Dice on each set.
 
-    Mean, smallest and largest of the differences at the same seed.
+    The mean of the differences at the same seed; in brackets the smallest and the largest, and in which interval the
+    mean lies for 95 % of 2000 resamplings of the images.
     """
     lines = _head("set", "best baseline", *networks)
     for name in sets:
         dice = {
-            network: {seed: run["dice"] for seed, run in results[name, network].items()}
+            network: {seed: np.array(run["each_dice"]) for seed, run in results[name, network].items()}
             for network in (*networks, *baselines)
             if results.get((name, network))
         }
         ran = [network for network in baselines if network in dice]
         if not ran:
             continue
-        best = max(ran, key=lambda network: fmean(dice[network].values()))
+        best = max(ran, key=lambda network: np.nanmean([*dice[network].values()]))
         cells = []
         for network in networks:
             shared = dice.get(network, {}).keys() & dice[best].keys()
-            cells.append(_spread([dice[network][seed] - dice[best][seed] for seed in sorted(shared)], "+"))
+            cells.append(_difference(np.array([dice[network][seed] - dice[best][seed] for seed in shared])))
         lines.append(_row(name, best, *cells))
     return "\n".join(lines)
 
@@ -71,11 +75,24 @@ def costs(results: Results, networks: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def _spread(values: Sequence[float]) -> str:
     if not values:
         return "not run"
-    mean, low, high = (f"{value:{sign}.3f}" for value in (fmean(values), min(values), max(values)))
+    mean, low, high = (f"{value:.3f}" for value in (fmean(values), min(values), max(values)))
     return f"{mean} ({low} to {high})" if len(values) > 1 else f"{mean} (one seed)"
+
+
+def _difference(values: NDArray[Any]) -> str:
+    """Describe differences per seed and image."""
+    if not len(values):
+        return "not run"
+    images = np.nanmean(values, axis=0)
+    images = images[~np.isnan(images)]
+    seeds = np.nanmean(values, axis=1)
+    drawn = np.random.default_rng(0).choice(images, (2000, len(images))).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    spread = f"seeds {seeds.min():+.3f} to {seeds.max():+.3f}" if len(seeds) > 1 else "one seed"
+    return f"{seeds.mean():+.3f} ({spread}; images {low:+.3f} to {high:+.3f})"
 
 
 def _head(*titles: str) -> list[str]:
