@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 __all__ = ["costs", "differences", "scores"]
 
@@ -89,8 +90,8 @@ def _difference(values: NDArray[Any]) -> str:
     images = np.nanmean(values, axis=0)
     images = images[~np.isnan(images)]
     seeds = np.nanmean(values, axis=1)
-    drawn = np.random.default_rng(0).choice(images, (2000, len(images))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    drawn = bootstrap((images,), np.mean, n_resamples=2000, method="percentile", random_state=0)
+    low, high = drawn.confidence_interval
     spread = f"seeds {seeds.min():+.3f} to {seeds.max():+.3f}" if len(seeds) > 1 else "one seed"
     return f"{seeds.mean():+.3f} ({spread}; images {low:+.3f} to {high:+.3f})"
 
